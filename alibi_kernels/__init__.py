@@ -1,0 +1,54 @@
+"""Attention with linear biases (ALiBi, arXiv 2108.12409) for MindSpore: fused, exact kernels.
+
+Public names are loaded when first used, so that `alibi_kernels.native` and `alibi_kernels.slopes`
+work where MindSpore is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alibi_kernels.ops import (
+        TrainedSlopes,
+        alibi_attention,
+        alibi_attention_packed,
+        alibi_attention_weights,
+    )
+    from alibi_kernels.registry import explain
+    from alibi_kernels.slopes import alibi_slopes
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TrainedSlopes",
+    "__version__",
+    "alibi_attention",
+    "alibi_attention_packed",
+    "alibi_attention_weights",
+    "alibi_slopes",
+    "explain",
+]
+
+# public name -> the module that defines it
+_HOME = {
+    "TrainedSlopes": "ops",
+    "alibi_attention": "ops",
+    "alibi_attention_packed": "ops",
+    "alibi_attention_weights": "ops",
+    "alibi_slopes": "slopes",
+    "explain": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
