@@ -1,0 +1,164 @@
+"""Time and memory of one attention call, fused and on plain MindSpore operators.
+
+Every implementation runs in a process of its own (`python -m alibi.demo.speed ...`), so that the
+peak of its memory is its own. Both are compiled with ms.jit, the faster mode of the two for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from alibi.demo.table import Table
+from alibi_kernels import alibi_attention, alibi_slopes
+
+Shape = tuple[int, int, int, int]  # batch, heads, length, head_dim
+
+SHAPES: tuple[Shape, ...] = ((4, 8, 256, 32), (1, 8, 1024, 64), (1, 4, 2048, 64))
+QUICK_SHAPES: tuple[Shape, ...] = ((1, 2, 64, 16),)
+
+TITLE = (
+    "One causal attention call, float32, shape (batch, heads, length, head_dim), compiled with "
+    "ms.jit. Plain: MindSpore operators. Fused: this project's kernel, first visiting every key, "
+    "then pruned (the same result to float32 rounding). Speed-up: plain over pruned. Memory: peak "
+    "beyond inputs and libraries."
+)
+
+
+def show(quick: bool) -> Table:
+    """Prints and returns the table."""
+    print("Fused against plain operators\n", flush=True)
+    table = Table(
+        TITLE,
+        ("shape", "pass", "plain ms", "fused ms", "pruned ms", "speed-up", "plain MB", "fused MB"),
+    )
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        plain, fused = (_measure_apart(name, shape, quick) for name in ("reference", "fused"))
+        for direction in ("forward", "forward+backward"):
+            slow, fast = plain[direction], fused[direction]
+            table.add(
+                str(shape),
+                direction,
+                f"{slow['dense_ms']:.1f}",
+                f"{fast['dense_ms']:.1f}",
+                f"{fast['pruned_ms']:.1f}",
+                f"{slow['dense_ms'] / fast['pruned_ms']:.0f}x",
+                f"{slow['peak_mb']:.0f}",
+                f"{fast['peak_mb']:.0f}",
+            )
+    print(f"{table.text()}\n", flush=True)
+    return table
+
+
+def _measure_apart(name: str, shape: Shape, quick: bool) -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", __spec__.name, name, *map(str, shape)]
+    if quick:
+        command.append("--quick")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, shape: Shape, seconds: float) -> dict[str, dict[str, float]]:
+    """Returns milliseconds and peak megabytes, per pass, of one implementation in this process.
+
+    Args:
+        name: "reference" or "fused".
+        shape: (batch, heads, length, head_dim).
+        seconds: how long to time each pass.
+    """
+    backend = "reference" if name == "reference" else None
+    batch, heads, length, head_dim = shape
+    slopes = alibi_slopes(heads)
+    tiny = _inputs((1, heads, 2, head_dim))
+    inputs = _inputs((batch, heads, length, head_dim))
+
+    def attend(prune: bool) -> Callable[..., Any]:
+        def forward(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
+            return alibi_attention(q, k, v, slopes, prune=prune, backend=backend)
+
+        return forward
+
+    def passes(prune: bool) -> dict[str, Callable[..., Any]]:
+        forward = attend(prune)
+
+        def total(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
+            return forward(q, k, v).sum()
+
+        return {
+            "forward": ms.jit(forward),
+            "forward+backward": ms.jit(ms.value_and_grad(total, (0, 1, 2))),
+        }
+
+    results: dict[str, dict[str, float]] = {}
+    dense, pruned = passes(prune=False), passes(prune=True)
+    for run in dense.values():
+        _finish(run(*tiny))  # compiles and loads libraries, so that they do not count as memory
+    baseline = _megabytes("VmRSS")
+    for direction, run in dense.items():  # the peak only grows, and so does what they need
+        _finish(run(*inputs))
+        results[direction] = {"peak_mb": max(0.0, _megabytes("VmHWM") - baseline)}
+    for direction, run in dense.items():
+        results[direction]["dense_ms"] = _median_ms(run, inputs, seconds)
+        if backend is None:
+            results[direction]["pruned_ms"] = _median_ms(pruned[direction], inputs, seconds)
+    return results
+
+
+def _inputs(shape: Shape) -> list[ms.Tensor]:
+    random = np.random.default_rng(0)
+    return [ms.Tensor(random.standard_normal(shape, np.float32)) for _ in range(3)]
+
+
+def _median_ms(run: Callable[..., Any], inputs: list[ms.Tensor], seconds: float) -> float:
+    _finish(run(*inputs))
+    samples: list[float] = []
+    while len(samples) < 3 or sum(samples) < seconds:
+        start = time.perf_counter()
+        _finish(run(*inputs))
+        samples.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(samples)
+
+
+def _finish(result: Any) -> None:
+    """Fetches a Tensor, or all Tensors of nested tuples: then they have been computed."""
+    if isinstance(result, tuple):
+        for part in result:
+            _finish(part)
+    else:
+        result.asnumpy()
+
+
+def _megabytes(field: str) -> float:
+    """Resident memory now (VmRSS) or at its highest (VmHWM) of this process, as Linux counts it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) / 1024
+    raise OSError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    parser.add_argument("name", choices=("reference", "fused"))
+    parser.add_argument("shape", type=int, nargs=4)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    ms.set_device("CPU")
+    seconds = 0.01 if options.quick else 1.0
+    print(json.dumps(measure(options.name, tuple(options.shape), seconds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The feed-forward block and the pre-norm layer."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn
+
+from alibi.attention import ALiBiAttention
+from alibi.config import ALiBiConfig
+
+# PyTorch's default, which the original's weights were trained with; MindSpore's own is 1e-7.
+NORM_EPSILON = 1e-5
+
+
+class FeedForward(nn.Cell):
+    r"""Two dense layers with an exact GELU between them: dropout(W_2 gelu(W_1 x + b_1) + b_2).
+
+    Args:
+        config: d_model, expansion_factor and dropout are used.
+
+    Inputs:
+        x: [..., d_model].
+
+    Outputs:
+        [..., d_model].
+
+    Supported Platforms:
+        ``CPU`` ``GPU`` ``Ascend``
+    """
+
+    def __init__(self, config: ALiBiConfig) -> None:
+        super().__init__()
+        hidden = config.d_model * config.expansion_factor
+        self.fc1 = nn.Dense(config.d_model, hidden)
+        self.fc2 = nn.Dense(hidden, config.d_model)
+        self.activation = nn.GELU(approximate=False)
+        self.dropout = nn.Dropout(p=float(config.dropout))
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.dropout(self.fc2(self.activation(self.fc1(x))))
+
+
+class ALiBiTransformerLayer(nn.Cell):
+    r"""One pre-norm layer: h = x + attn(attn_norm(x)), then h + ffn(ffn_norm(h)).
+
+    Args:
+        config: see ALiBiConfig.
+
+    Inputs:
+        x: [batch, length, d_model], any length.
+        spans: [batch, 3] int32 or None; see ALiBiAttention.
+
+    Outputs:
+        [batch, length, d_model].
+
+    Supported Platforms:
+        As ALiBiAttention.
+    """
+
+    def __init__(self, config: ALiBiConfig) -> None:
+        super().__init__()
+        self.attn_norm = nn.LayerNorm((config.d_model,), epsilon=NORM_EPSILON)
+        self.attn = ALiBiAttention.from_config(config)
+        self.ffn_norm = nn.LayerNorm((config.d_model,), epsilon=NORM_EPSILON)
+        self.ffn = FeedForward(config)
+
+    def construct(self, x: ms.Tensor, spans: ms.Tensor | None = None) -> ms.Tensor:
+        x = x + self.attn(self.attn_norm(x), spans)
+        return x + self.ffn(self.ffn_norm(x))
