@@ -13,7 +13,7 @@ CONFIGURE = $(BIN)/cmake -S . -B build -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/pyth
 JOBS := $(shell nproc)
 CXX_FILES = $(shell find csrc tests benchmarks -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
-.PHONY: help demo test test-slow test-neon sanitize build lint format types bench docs clean
+.PHONY: help demo test test-slow test-cuda-model test-ascend test-neon sanitize build lint format types bench docs clean
 
 help:       ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
@@ -26,6 +26,12 @@ test: build ## all tests but the slow ones
 
 test-slow: build ## the long tests
 	$(BIN)/pytest -m slow
+
+test-cuda-model: build ## the CUDA kernels on the CPU model of a GPU: every shape and the mutants
+	$(BIN)/pytest tests/cuda -m "slow or not slow"
+
+test-ascend: build ## the Ascend kernels on the CPU model of an NPU: every shape and the mutants
+	$(BIN)/pytest tests/ascend -m "slow or not slow"
 
 test-neon: build ## the NEON kernels, cross-compiled and run under qemu
 	$(BIN)/pytest tests/neon

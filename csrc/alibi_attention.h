@@ -1,7 +1,8 @@
 // The C contract of the ALiBi attention kernels: memory layout, entry points, status codes.
 //
-// Every backend library (libalibi_cpu.so, libalibi_cuda.so) exports these functions with these structs. The formulas and
-// rules are in docs/maths.md and alibi_kernels/contract.py; this file owns the memory layout and the status codes.
+// Every backend library (libalibi_cpu.so, libalibi_cuda.so) exports these functions with these
+// structs. The formulas and rules are in docs/maths.md and alibi_kernels/contract.py; this file
+// owns the memory layout and the status codes.
 //
 //   p_i     = q_start + i
 //   s_ij    = scale * <q_i, k_j> + bias(p_i, j)     for allowed (i, j), -inf elsewhere
@@ -10,9 +11,10 @@
 //   lse_i   = log sum_j exp(s_ij)                   natural logarithm; -inf when nothing is allowed
 //   out_i   = sum_j exp(s_ij - lse_i) v_j           0 when nothing is allowed
 //
-// Symbols: B batch, Hq query heads, Hkv key/value heads (query head h reads key head h / (Hq / Hkv)), Sq, Sk lengths,
-// D head_dim. All pointers are host pointers on the CPU backend and device pointers on the CUDA backend, except the structs
-// themselves and `options`, which are always on the host. Plain C, so that ctypes, CUDA and AscendC hosts can include it.
+// Symbols: B batch, Hq query heads, Hkv key/value heads (query head h reads key head
+// h / (Hq / Hkv)), Sq, Sk lengths, D head_dim. All pointers are host pointers on the CPU backend and device
+// pointers on the CUDA backend, except the structs themselves and `options`, which are always on
+// the host. Plain C, so that ctypes, CUDA and AscendC hosts can include it.
 #ifndef ALIBI_ATTENTION_H_
 #define ALIBI_ATTENTION_H_
 
@@ -28,28 +30,30 @@ extern "C" {
 #define ALIBI_EXPORT
 #endif
 
-// Raised whenever a struct or a meaning below changes. alibi_kernels/_library.py refuses a library with another number.
+// Raised whenever a struct or a meaning below changes. alibi_kernels/_library.py refuses a library
+// with another number.
 #define ALIBI_ABI_VERSION 1
 
 // Largest head_dim that the fused kernels take; larger ones run on the reference.
 #define ALIBI_MAX_HEAD_DIM 256
 
-// Status codes. The lower-case name (alibi_status_name) is the key of the rule in alibi_kernels/contract.py that owns the
-// message text; Python checks the same rule first, so a user meets a code only through a hand-written C caller.
+// Status codes. The lower-case name (alibi_status_name) is the key of the rule in
+// alibi_kernels/contract.py that owns the message text; Python checks the same rule first, so a
+// user meets a code only through a hand-written C caller.
 typedef enum AlibiStatus {
   ALIBI_OK = 0,
-  ALIBI_NULL_POINTER = 1,   // "null_pointer": a required pointer is null
-  ALIBI_SHAPE = 2,          // "shape": a negative size, or a size the kernels cannot index
-  ALIBI_DTYPE = 3,          // "dtype": not one of AlibiDtype
-  ALIBI_HEAD_GROUPS = 4,    // "head_groups": heads_q is not a multiple of heads_kv
-  ALIBI_HEAD_DIM = 5,       // "head_dim": below 1 or above ALIBI_MAX_HEAD_DIM
-  ALIBI_BIAS = 6,           // "bias": not one of AlibiBias
-  ALIBI_SCALE = 7,          // "scale": not finite
-  ALIBI_SPANS = 8,          // "spans": not 0 <= kv_start <= kv_end <= len_k, or q_start < 0 with causal
-  ALIBI_UNSUPPORTED = 9,    // "unsupported": window, segments or dropout are not available yet
-  ALIBI_ISA = 10,           // "isa": the requested instruction set is unknown, not built, or not on this CPU
-  ALIBI_OUT_OF_MEMORY = 11, // "out_of_memory": scratch could not be allocated
-  ALIBI_DEVICE = 12,        // "device": the accelerator runtime reported an error, or no device is present
+  ALIBI_NULL_POINTER = 1,  // "null_pointer": a required pointer is null
+  ALIBI_SHAPE = 2,         // "shape": a negative size, or a size the kernels cannot index
+  ALIBI_DTYPE = 3,         // "dtype": not one of AlibiDtype
+  ALIBI_HEAD_GROUPS = 4,   // "head_groups": heads_q is not a multiple of heads_kv
+  ALIBI_HEAD_DIM = 5,      // "head_dim": below 1 or above ALIBI_MAX_HEAD_DIM
+  ALIBI_BIAS = 6,          // "bias": not one of AlibiBias
+  ALIBI_SCALE = 7,         // "scale": not finite
+  ALIBI_SPANS = 8,         // "spans": not 0 <= kv_start <= kv_end <= len_k, or a causal q_start < 0
+  ALIBI_UNSUPPORTED = 9,   // "unsupported": window, segments or dropout are not available yet
+  ALIBI_ISA = 10,  // "isa": an instruction set that is unknown, not built or not on this CPU
+  ALIBI_OUT_OF_MEMORY = 11,  // "out_of_memory": scratch could not be allocated
+  ALIBI_DEVICE = 12,  // "device": the accelerator runtime reported an error, or there is none
   ALIBI_STATUS_COUNT = 13
 } AlibiStatus;
 
@@ -58,7 +62,8 @@ typedef enum AlibiBias { ALIBI_SYMMETRIC = 0, ALIBI_SIGNED = 1 } AlibiBias;
 
 // A rank-4 tensor seen as [batch, head, sequence, last]: element (b, h, s, x) lies at
 // data + b * stride_b + h * stride_h + s * stride_s + x, strides in elements; the last axis is contiguous.
-// BNSD, BSND and one third of a packed [B, S, 3, H, D] projection differ in nothing but these three numbers.
+// BNSD, BSND and one third of a packed [B, S, 3, H, D] projection differ in nothing but these three
+// numbers.
 typedef struct AlibiTensor {
   void* data;
   int64_t stride_b;
@@ -77,12 +82,12 @@ typedef struct AlibiProblem {
   int32_t dtype;     // AlibiDtype of every AlibiTensor of the call
   int32_t bias;      // AlibiBias
   int32_t causal;    // 0 or 1
-  int32_t prune;     // 1: skip key tiles that the ALiBi bound proves negligible; 0: visit every allowed tile
+  int32_t prune;     // 1: skip key tiles that the ALiBi bound proves negligible; 0: visit all
   float scale;       // finite
   // Reserved for later features; anything but 0 is ALIBI_UNSUPPORTED.
-  float dropout_p;   // probability of dropping an attention weight; 0 = off
-  int64_t seed;      // of the dropout mask
-  int64_t window;    // require p_i - j < window; 0 = off
+  float dropout_p;  // probability of dropping an attention weight; 0 = off
+  int64_t seed;     // of the dropout mask
+  int64_t window;   // require p_i - j < window; 0 = off
 } AlibiProblem;
 
 // Work counters, written when the caller asks for them (tests and benchmarks).
@@ -91,7 +96,8 @@ typedef struct AlibiStats {
   int64_t tiles_allowed;  // key tiles that hold at least one allowed pair
 } AlibiStats;
 
-// How the CPU backend runs a call. Null pointer or zero fields mean the default. Other backends ignore it.
+// How the CPU backend runs a call. Null pointer or zero fields mean the default. Other backends
+// ignore it.
 typedef struct AlibiOptions {
   int32_t threads;    // 0: the OpenMP default. Results never depend on it
   const char* isa;    // null: environment variable ALIBI_CPU_ISA, else the best one; may be null
@@ -115,53 +121,54 @@ typedef struct AlibiAttentionFwdArgs {
 // alibi_attention, backward. P is recomputed from lse; delta_i = <dout_i, out_i> - dlse_i.
 typedef struct AlibiAttentionBwdArgs {
   AlibiProblem problem;
-  AlibiTensor q;            // [B, Hq, Sq, D]
-  AlibiTensor k;            // [B, Hkv, Sk, D]
-  AlibiTensor v;            // [B, Hkv, Sk, D]
-  const float* slopes;      // [Hq]
-  const int32_t* spans;     // [B, 3], may be null
-  const int32_t* segments;  // reserved: null
-  AlibiTensor out;          // [B, Hq, Sq, D], as the forward wrote it
-  const float* lse;         // [B, Hq, Sq] contiguous, as the forward wrote it
-  AlibiTensor dout;         // [B, Hq, Sq, D]
-  const float* dlse;        // [B, Hq, Sq] contiguous, may be null = 0
-  AlibiTensor dq;           // [B, Hq, Sq, D], written in full
-  AlibiTensor dk;           // [B, Hkv, Sk, D], written in full
-  AlibiTensor dv;           // [B, Hkv, Sk, D], written in full
-  float* dslopes;           // [Hq], written in full; may be null = not wanted
+  AlibiTensor q;                // [B, Hq, Sq, D]
+  AlibiTensor k;                // [B, Hkv, Sk, D]
+  AlibiTensor v;                // [B, Hkv, Sk, D]
+  const float* slopes;          // [Hq]
+  const int32_t* spans;         // [B, 3], may be null
+  const int32_t* segments;      // reserved: null
+  AlibiTensor out;              // [B, Hq, Sq, D], as the forward wrote it
+  const float* lse;             // [B, Hq, Sq] contiguous, as the forward wrote it
+  AlibiTensor dout;             // [B, Hq, Sq, D]
+  const float* dlse;            // [B, Hq, Sq] contiguous, may be null = 0
+  AlibiTensor dq;               // [B, Hq, Sq, D], written in full
+  AlibiTensor dk;               // [B, Hkv, Sk, D], written in full
+  AlibiTensor dv;               // [B, Hkv, Sk, D], written in full
+  float* dslopes;               // [Hq], written in full; may be null = not wanted
   const AlibiOptions* options;  // may be null
 } AlibiAttentionBwdArgs;
 
 // alibi_attention_weights, forward: p = exp(s - lse).
 typedef struct AlibiWeightsFwdArgs {
-  AlibiProblem problem;     // prune: weights below 2^-24 of the row's sum may be written as 0
-  AlibiTensor q;            // [B, Hq, Sq, D]
-  AlibiTensor k;            // [B, Hkv, Sk, D]
-  const float* slopes;      // [Hq]
-  const int32_t* spans;     // [B, 3], may be null
-  const int32_t* segments;  // reserved: null
-  AlibiTensor p;            // [B, Hq, Sq, Sk], written in full
+  AlibiProblem problem;         // prune: weights below 2^-24 of the row's sum may be written as 0
+  AlibiTensor q;                // [B, Hq, Sq, D]
+  AlibiTensor k;                // [B, Hkv, Sk, D]
+  const float* slopes;          // [Hq]
+  const int32_t* spans;         // [B, 3], may be null
+  const int32_t* segments;      // reserved: null
+  AlibiTensor p;                // [B, Hq, Sq, Sk], written in full
   const AlibiOptions* options;  // may be null
 } AlibiWeightsFwdArgs;
 
 // alibi_attention_weights, backward: ds = p * (dp - sum_j p dp).
 typedef struct AlibiWeightsBwdArgs {
   AlibiProblem problem;
-  AlibiTensor q;            // [B, Hq, Sq, D]
-  AlibiTensor k;            // [B, Hkv, Sk, D]
-  const float* slopes;      // [Hq]
-  const int32_t* spans;     // [B, 3], may be null
-  const int32_t* segments;  // reserved: null
-  AlibiTensor p;            // [B, Hq, Sq, Sk], as the forward wrote it
-  AlibiTensor dp;           // [B, Hq, Sq, Sk]
-  AlibiTensor dq;           // [B, Hq, Sq, D], written in full
-  AlibiTensor dk;           // [B, Hkv, Sk, D], written in full
-  float* dslopes;           // [Hq], written in full; may be null = not wanted
+  AlibiTensor q;                // [B, Hq, Sq, D]
+  AlibiTensor k;                // [B, Hkv, Sk, D]
+  const float* slopes;          // [Hq]
+  const int32_t* spans;         // [B, 3], may be null
+  const int32_t* segments;      // reserved: null
+  AlibiTensor p;                // [B, Hq, Sq, Sk], as the forward wrote it
+  AlibiTensor dp;               // [B, Hq, Sq, Sk]
+  AlibiTensor dq;               // [B, Hq, Sq, D], written in full
+  AlibiTensor dk;               // [B, Hkv, Sk, D], written in full
+  float* dslopes;               // [Hq], written in full; may be null = not wanted
   const AlibiOptions* options;  // may be null
 } AlibiWeightsBwdArgs;
 
-// Entry points. They check what would corrupt memory (check.h), compute nothing on error, and return an AlibiStatus.
-// `stream` is the CUDA stream to launch on; ignored on the CPU. Safe to call from several threads at once.
+// Entry points. They check what would corrupt memory (check.h), compute nothing on error, and
+// return an AlibiStatus. `stream` is the CUDA stream to launch on; ignored on the CPU. Safe to call
+// from several threads at once.
 ALIBI_EXPORT int32_t alibi_attention_fwd(const AlibiAttentionFwdArgs* args, void* stream);
 ALIBI_EXPORT int32_t alibi_attention_bwd(const AlibiAttentionBwdArgs* args, void* stream);
 ALIBI_EXPORT int32_t alibi_attention_weights_fwd(const AlibiWeightsFwdArgs* args, void* stream);
@@ -172,8 +179,8 @@ ALIBI_EXPORT int32_t alibi_abi_version(void);
 // "ok", "null_pointer", ...; "unknown" for a number that is no status.
 ALIBI_EXPORT const char* alibi_status_name(int32_t status);
 // One JSON object that describes the build, valid for the life of the process. CPU:
-// {"backend": "cpu", "abi": 1, "compiler": "...", "openmp": 201511, "threads": 2, "selected": "avx512",
-//  "isas": [{"name": "avx512", "built": true, "supported": true}, ...]}      best first; "selected" is "" when none can run
+//  "isas": [{"name": "avx512", "built": true, "supported": true}, ...]}
+// with the best first; "selected" is "" when none can run.
 ALIBI_EXPORT const char* alibi_build_info(void);
 
 #ifdef __cplusplus

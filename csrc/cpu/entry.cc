@@ -1,0 +1,104 @@
+// The entry points of the CPU library: check the arguments, choose the instruction set and the
+// threads, call the kernel.
+#include <cstdio>
+#include <string>
+
+#include "../alibi_attention.h"
+#include "../check.h"
+#include "isa_table.h"
+#include "parallel.h"
+#include "testing.h"
+
+namespace alibi::cpu {
+namespace {
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#else
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#endif
+
+constexpr const char* kStatusNames[] = {
+    "ok",    "null_pointer", "shape",       "dtype", "head_groups",   "head_dim", "bias",
+    "scale", "spans",        "unsupported", "isa",   "out_of_memory", "device",
+};
+static_assert(sizeof(kStatusNames) / sizeof(kStatusNames[0]) == ALIBI_STATUS_COUNT);
+
+bool spans_valid(const AlibiProblem& p, const int32_t* spans) {
+  if (spans == nullptr) return true;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int32_t start = spans[3 * b], end = spans[3 * b + 1], q_start = spans[3 * b + 2];
+    if (start < 0 || start > end || end > p.len_k || (p.causal != 0 && q_start < 0)) return false;
+  }
+  return true;
+}
+
+// Shared by the four entry points; `kernel` is the member of IsaKernels to call.
+template <class Args>
+int32_t run(const Args* args, int32_t (*IsaKernels::*kernel)(const Args&, int)) {
+  if (args == nullptr) return ALIBI_NULL_POINTER;
+  const int32_t status = check(*args);
+  if (status != ALIBI_OK) return status;
+  if (!spans_valid(args->problem, args->spans)) return ALIBI_SPANS;
+  const AlibiOptions* options = args->options;
+  const Isa* isa = select_isa(options != nullptr ? options->isa : nullptr);
+  if (isa == nullptr) return ALIBI_ISA;
+  if (options != nullptr && options->stats != nullptr) *options->stats = {0, 0};
+  const int threads =
+      options != nullptr && options->threads > 0 ? options->threads : default_threads();
+  return (isa->kernels->*kernel)(*args, threads);
+}
+
+std::string build_info() {
+  int count = 0;
+  const Isa* table = isa_table(&count);
+  const Isa* selected = select_isa(nullptr);
+  std::string isas;
+  for (int i = 0; i < count; ++i) {
+    isas += i == 0 ? "" : ", ";
+    isas += std::string("{\"name\": \"") + table[i].name + "\", \"built\": ";
+    isas += table[i].kernels != nullptr ? "true" : "false";
+    isas += ", \"supported\": ";
+    isas += table[i].supported() ? "true}" : "false}";
+  }
+  return "{\"backend\": \"cpu\", \"abi\": " + std::to_string(ALIBI_ABI_VERSION) +
+         ", \"compiler\": \"" + kCompiler + "\", \"openmp\": " + std::to_string(_OPENMP) +
+         ", \"threads\": " + std::to_string(default_threads()) + ", \"selected\": \"" +
+         (selected != nullptr ? selected->name : "") + "\", \"isas\": [" + isas + "]}";
+}
+
+}  // namespace
+}  // namespace alibi::cpu
+
+using alibi::cpu::IsaKernels;
+
+int32_t alibi_attention_fwd(const AlibiAttentionFwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::attention_fwd);
+}
+int32_t alibi_attention_bwd(const AlibiAttentionBwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::attention_bwd);
+}
+int32_t alibi_attention_weights_fwd(const AlibiWeightsFwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::weights_fwd);
+}
+int32_t alibi_attention_weights_bwd(const AlibiWeightsBwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::weights_bwd);
+}
+
+int32_t alibi_abi_version(void) { return ALIBI_ABI_VERSION; }
+
+const char* alibi_status_name(int32_t status) {
+  return status >= 0 && status < ALIBI_STATUS_COUNT ? alibi::cpu::kStatusNames[status] : "unknown";
+}
+
+const char* alibi_build_info(void) {
+  static const std::string info = alibi::cpu::build_info();
+  return info.c_str();
+}
+
+int32_t alibi_cpu_exp2(const float* x, float* y, int64_t n, const char* isa) {
+  const alibi::cpu::Isa* row = alibi::cpu::select_isa(isa);
+  if (row == nullptr) return ALIBI_ISA;
+  row->kernels->exp2(x, y, n);
+  return ALIBI_OK;
+}

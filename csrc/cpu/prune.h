@@ -1,0 +1,188 @@
+// When the rest of a run of keys cannot matter.
+//
+// For a row i and the keys at distances d, d + 1, ... on one side of it (slope > 0),
+//
+//   s_ij <= u_i - slope * (distance of j)                            (Cauchy-Schwarz)
+//   u_i   = |q_i| * scale * max |k_j|  over the keys still ahead
+//   sum of exp(s_ij) <= exp(u_i - slope * d) / (1 - exp(-slope))     (geometric series)
+//
+// and the run ends when, for every row of the tile, that is at most 2^-24 of the row's sum so far
+// (2^-25 per side when there are two sides, so that both together stay below 2^-24). In the log2
+// units of the kernels, with reference m_i and sum l_i,
+//
+//   exp2(u_i + bias(i, next key) - log2(1 - exp(-slope)) + 24 [+ 1] + kSlack - m_i) <= l_i
+//
+// Rounding: both norms are computed in float32 from at most 256 squares and enlarged by
+// kNormFactor = 1 + 2^-12, which exceeds the error of the sum (257 * 2^-24), of the square root, of the
+// products here and of the dot products that the dense result would use (256 * 2^-24), all relative
+// to u_i. kNormFloor covers squares that a process which flushes subnormals to zero loses.
+// kSlack = 0.01 covers the roundings that do not scale with u_i and the error of exp2. NaN and inf never
+// satisfy the test: such rows visit every key. The backward applies the same test with the row's
+// final log-sum-exp in place of m_i and l_i = 1.
+#ifndef ALIBI_CPU_PRUNE_H_
+#define ALIBI_CPU_PRUNE_H_
+
+#include <math.h>
+#include <stdint.h>
+
+#include "exp.inl.h"
+#include "geometry.h"
+#include "parallel.h"
+
+namespace alibi::cpu {
+namespace {
+
+constexpr int kNormBlock = 16;  // keys per entry of the tables below
+constexpr float kNormFactor = 1.0f + 0x1p-12f;
+constexpr float kNormFloor = 256 * 0x1p-126f;
+constexpr float kPruneBits = 24.0f;
+constexpr float kSlack = 0.01f;
+
+// Largest key norm among the keys of a span up to a block, and from a block on; null pointers when
+// nothing is pruned.
+struct KeyNorms {
+  const float* prefix;  // [blocks]
+  const float* suffix;  // [blocks]
+};
+
+ALIBI_INLINE int64_t norm_blocks(int64_t len_k) { return (len_k + kNormBlock - 1) / kNormBlock; }
+
+// A problem that the bound can say something about: it needs rows enough to pay for reading the key
+// norms.
+ALIBI_INLINE bool prunable(const AlibiProblem& p) {
+  return p.prune != 0 && (p.causal != 0 || p.bias == ALIBI_SYMMETRIC) && p.len_k > kTileKeys;
+}
+
+template <class V, class T>
+float squared_norm(const T* x, int dim) {
+  typename V::Reg sum = V::zero();
+  for (int d = 0; d < dim; d += V::kWidth) {
+    const int n = min_int(V::kWidth, dim - d);
+    const typename V::Reg part = n == V::kWidth ? V::load(x + d) : V::load_first(x + d, n);
+    sum = V::fma(part, part, sum);
+  }
+  return V::reduce_add(sum);
+}
+
+// Fills prefix[blocks] and suffix[blocks] (adjacent) for the keys [kv_start, kv_end) of one head.
+template <class V>
+void fill_key_norms(const HeadView& k, const Span& span, int dim, int64_t blocks, float* prefix) {
+  float* suffix = prefix + blocks;
+  for (int64_t t = 0; t < blocks; ++t) {
+    const int64_t begin = max_int64(span.kv_start, t * kNormBlock);
+    const int64_t end = min_int64(span.kv_end, (t + 1) * kNormBlock);
+    float largest = 0.0f;
+    with_row(k, 0, [&](const auto* rows) {
+      for (int64_t j = begin; j < end; ++j) {
+        const float norm = squared_norm<V>(rows + j * k.stride, dim);
+        if (norm > largest) largest = norm;
+      }
+    });
+    suffix[t] = __builtin_sqrtf(largest + kNormFloor) * kNormFactor;
+    prefix[t] = t > 0 && prefix[t - 1] > suffix[t] ? prefix[t - 1] : suffix[t];
+  }
+  for (int64_t t = blocks - 2; t >= 0; --t) {
+    if (suffix[t + 1] > suffix[t]) suffix[t] = suffix[t + 1];
+  }
+}
+
+// The key norms of every (batch, key head) of a call.
+template <class V>
+class KeyNormTable {
+ public:
+  KeyNormTable(const AlibiProblem& p, const AlibiTensor& k, const int32_t* spans)
+      : problem_(p),
+        k_(k),
+        spans_(spans),
+        wanted_(prunable(p)),
+        blocks_(norm_blocks(p.len_k)),
+        buffer_(wanted_ ? sizeof(float) * 2 * blocks_ * p.batch * p.heads_kv : 0) {}
+
+  int32_t fill(int threads) {
+    if (!wanted_) return ALIBI_OK;
+    if (buffer_.data() == nullptr) return ALIBI_OUT_OF_MEMORY;
+    const int64_t heads = problem_.batch * problem_.heads_kv;
+    const double flops = 2.0 * heads * problem_.len_k * problem_.head_dim;
+    return run_items(heads, threads, flops, 0, &KeyNormTable::fill_head, this);
+  }
+
+  KeyNorms head(int64_t b, int64_t h) const {
+    if (!wanted_) return {nullptr, nullptr};
+    const float* prefix = buffer_.floats() + 2 * blocks_ * (b * problem_.heads_kv + h);
+    return {prefix, prefix + blocks_};
+  }
+
+ private:
+  static void fill_head(const void* context, int64_t index, float*) {
+    const auto& self = *static_cast<const KeyNormTable*>(context);
+    const int64_t b = index / self.problem_.heads_kv, h = index % self.problem_.heads_kv;
+    fill_key_norms<V>(head_view(self.k_, self.problem_.dtype, b, h),
+                      span_of(self.problem_, self.spans_, b),
+                      static_cast<int>(self.problem_.head_dim), self.blocks_,
+                      self.buffer_.floats() + 2 * self.blocks_ * index);
+  }
+
+  const AlibiProblem& problem_;
+  const AlibiTensor& k_;
+  const int32_t* spans_;
+  bool wanted_;
+  int64_t blocks_;
+  Buffer buffer_;
+};
+
+// The test for one tile of rows.
+template <class V>
+class PruneTest {
+ public:
+  // q_t is the tile's Q^T in log2 units (multiplied by scale * log2(e)); q_norm has room for
+  // kRows<V> floats.
+  PruneTest(const AlibiProblem& p, const KeyNorms& norms, float slope, const RowTile& rows,
+            const float* q_t, float* q_norm)
+      : norms_(norms), rows_(rows), q_norm_(q_norm) {
+    enabled_ = norms.prefix != nullptr && slope > 0;
+    if (!enabled_) return;
+    const double geometric = -::log2(-::expm1(-static_cast<double>(slope)));
+    constant_ = static_cast<float>(geometric) + kPruneBits + kSlack + (p.causal != 0 ? 0.0f : 1.0f);
+    const int dim = static_cast<int>(p.head_dim);
+    for (int v = 0; v < rows.vecs * V::kWidth; v += V::kWidth) {
+      typename V::Reg sum = V::set1(kNormFloor);
+      for (int d = 0; d < dim; ++d) {
+        const typename V::Reg x = V::load(q_t + d * kRows<V> + v);
+        sum = V::fma(x, x, sum);
+      }
+      V::store(q_norm_ + v, V::mul(V::sqrt(sum), V::set1(kNormFactor)));
+    }
+  }
+
+  // May the run that continues at key `next` end here? reference and sum: m_i and l_i, [kRows<V>].
+  bool negligible(float gradient, int64_t next, bool left, const float* reference,
+                  const float* sum) const {
+    if (!enabled_) return false;
+    const float largest =
+        left ? norms_.prefix[next / kNormBlock] : norms_.suffix[next / kNormBlock];
+    const float offset = static_cast<float>(next - rows_.pos0);
+    for (int v = 0; v < rows_.vecs * V::kWidth; v += V::kWidth) {
+      const typename V::Reg distance = V::sub(V::set1(offset), row_positions<V>(rows_, v));
+      const typename V::Reg bias = V::mul(V::set1(gradient), distance);
+      const typename V::Reg bound =
+          V::fma(V::load(q_norm_ + v), V::set1(largest), V::add(bias, V::set1(constant_)));
+      typename V::Reg tail = exp2<V>(V::sub(bound, V::load(reference + v)));
+      const typename V::Reg lane = V::add(V::iota(), V::set1(static_cast<float>(v)));
+      tail = V::select(V::lt(lane, V::set1(static_cast<float>(rows_.rows))), tail, V::zero());
+      if (!V::all(V::le(tail, V::load(sum + v)))) return false;
+    }
+    return true;
+  }
+
+ private:
+  KeyNorms norms_;
+  const RowTile& rows_;
+  float* q_norm_;
+  bool enabled_;
+  float constant_ = 0.0f;
+};
+
+}  // namespace
+}  // namespace alibi::cpu
+
+#endif  // ALIBI_CPU_PRUNE_H_

@@ -1,0 +1,21 @@
+// Hooks for the tests. Not part of the C contract.
+#ifndef ALIBI_CPU_TESTING_H_
+#define ALIBI_CPU_TESTING_H_
+
+#include <stdint.h>
+
+#include "../alibi_attention.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// y[i] = 2^x[i] as the kernels compute it with this instruction set (null: the default). Returns an
+// AlibiStatus.
+ALIBI_EXPORT int32_t alibi_cpu_exp2(const float* x, float* y, int64_t n, const char* isa);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif
+
+#endif  // ALIBI_CPU_TESTING_H_

@@ -1,0 +1,398 @@
+#include "machine.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+
+namespace emu {
+namespace {
+
+constexpr size_t kStackBytes = 1 << 20;
+const char* const kCoreNames[kCores] = {"AIC", "AIV0", "AIV1"};
+const char* const kPipeNames[kPipes] = {"S", "V", "M", "MTE1", "MTE2", "MTE3", "FIX"};
+
+struct LocalSpec {
+  const char* name;
+  uint32_t bytes;
+  uint32_t align;
+  bool cube;  // lives on the AIC, otherwise on an AIV
+};
+constexpr LocalSpec kLocalSpecs[kLocals] = {{"UB", 192 << 10, 32, false},
+                                            {"L1", 512 << 10, 32, true},
+                                            {"L0A", 64 << 10, 512, true},
+                                            {"L0B", 64 << 10, 512, true},
+                                            {"L0C", 128 << 10, 1024, true}};
+
+int agent_of(int core, int pipe) { return core * kPipes + pipe; }
+
+}  // namespace
+
+void fail(const char* format, ...) {
+  char text[512];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  throw Fault(text);
+}
+
+void Clock::join(const Clock& other) {
+  for (int i = 0; i < kAgents; ++i) seen[i] = std::max(seen[i], other.seen[i]);
+}
+
+void Memory::reset() {
+  std::fill(bytes.begin(), bytes.end(), uint8_t{0xff});  // NaN as half, bfloat16 and float
+  std::fill(shadow.begin(), shadow.end(), Shadow());
+  allocated = 0;
+}
+
+struct Machine::Fibers {
+  ucontext_t scheduler;
+  std::array<ucontext_t, kCores> fiber;
+  std::array<std::vector<char>, kCores> stack;
+  std::function<void()> kernel;
+  std::exception_ptr error;
+};
+
+Machine& machine() {
+  static Machine the_machine;
+  return the_machine;
+}
+
+void fiber_main() {
+  Machine& m = machine();
+  const int core = m.core_;
+  try {
+    m.fibers_->kernel();
+  } catch (...) {
+    m.fibers_->error = std::current_exception();
+  }
+  m.state_[core].finished = true;
+  swapcontext(&m.fibers_->fiber[core], &m.fibers_->scheduler);
+}
+
+Region& Machine::add_region(const char* name, Use use, void* base, uint64_t size) {
+  auto region = std::make_unique<Region>();
+  region->name = name;
+  region->use = use;
+  region->base = static_cast<uint8_t*>(base);
+  region->size = size;
+  if (use == Use::kWorkspace) region->shadow.resize((size + kGranule - 1) / kGranule);
+  if (use == Use::kOutput) region->written.resize(size);
+  Region& result = *region;
+  regions_[region->base] = std::move(region);
+  return result;
+}
+
+Region& Machine::region_of(const void* address, uint64_t size, const char* what) {
+  const auto* byte = static_cast<const uint8_t*>(address);
+  auto it = regions_.upper_bound(byte);
+  if (it == regions_.begin()) fail("%s: address outside every tensor", what);
+  Region& region = *std::prev(it)->second;
+  if (byte + size > region.base + region.size) {
+    fail("%s: %llu bytes at offset %lld run past the end of %s (%llu bytes)", what,
+         static_cast<unsigned long long>(size), static_cast<long long>(byte - region.base),
+         region.name.c_str(), static_cast<unsigned long long>(region.size));
+  }
+  return region;
+}
+
+void Machine::check_outputs_complete() const {
+  for (const auto& [base, region] : regions_) {
+    if (region->use != Use::kOutput) continue;
+    const auto hole = std::find(region->written.begin(), region->written.end(), 0);
+    if (hole != region->written.end()) {
+      fail("%s: byte %td of %llu was never written", region->name.c_str(),
+           hole - region->written.begin(), static_cast<unsigned long long>(region->size));
+    }
+  }
+}
+
+void Machine::launch(int blocks, uint32_t seed, const std::function<void()>& kernel) {
+  random_.seed(seed);
+  blocks_ = blocks;
+  counts = Counts();
+  for (block_ = 0; block_ < blocks; ++block_) {
+    start_fibers(kernel);
+    run_block();
+    check_drained();
+  }
+  check_outputs_complete();
+}
+
+void Machine::start_fibers(const std::function<void()>& kernel) {
+  fibers_ = std::make_shared<Fibers>();
+  fibers_->kernel = kernel;
+  clock_ = {};
+  executed_ = {};
+  pending_ = {};
+  for (int core = 0; core < kCores; ++core) {
+    CoreState& state = state_[core];
+    state.queue = {};
+    state.flags.clear();
+    state.unmatched.clear();
+    state.cross = {};
+    state.finished = false;
+    state.atomic_add = false;
+    state.blocked_on = nullptr;
+    for (int i = 0; i < kLocals; ++i) {
+      const LocalSpec& spec = kLocalSpecs[i];
+      Memory& memory = state.local[i];
+      memory.name = spec.name;
+      memory.align = spec.align;
+      memory.bytes.resize(spec.cube == (core == kAic) ? spec.bytes : 0);
+      memory.shadow.resize(memory.bytes.size() / kGranule);
+      memory.reset();
+    }
+    fibers_->stack[core].resize(kStackBytes);
+    getcontext(&fibers_->fiber[core]);
+    fibers_->fiber[core].uc_stack.ss_sp = fibers_->stack[core].data();
+    fibers_->fiber[core].uc_stack.ss_size = kStackBytes;
+    fibers_->fiber[core].uc_link = &fibers_->scheduler;
+    makecontext(&fibers_->fiber[core], fiber_main, 0);
+  }
+}
+
+// Executes one action after another: a scalar program runs on until it blocks or yields, or the
+// head of a pipe executes. Each agent has a random priority, redrawn now and then: some pipes race
+// far ahead of others, which is what real timing does and a fair draw would not.
+void Machine::run_block() {
+  std::array<uint32_t, kAgents> priority;
+  for (auto& p : priority) p = random_();
+  for (;;) {
+    if (random_() % 64 == 0) priority[random_() % kAgents] = random_();
+    int best = -1;
+    for (int agent = 0; agent < kAgents; ++agent) {
+      const int core = agent / kPipes, pipe = agent % kPipes;
+      const CoreState& state = state_[core];
+      const bool ready = pipe == kS ? !state.finished && (!state.blocked_on || state.blocked_on())
+                                    : head_ready(core, pipe);
+      if (ready && (best < 0 || priority[agent] > priority[best])) best = agent;
+    }
+    if (best < 0) break;
+    core_ = best / kPipes;
+    if (best % kPipes == kS) {
+      state_[core_].blocked_on = nullptr;
+      swapcontext(&fibers_->scheduler, &fibers_->fiber[core_]);
+      if (fibers_->error) std::rethrow_exception(fibers_->error);
+    } else {
+      step(core_, best % kPipes);
+    }
+  }
+}
+
+void Machine::check_drained() const {
+  for (int core = 0; core < kCores; ++core) {
+    const CoreState& state = state_[core];
+    for (int pipe = 0; pipe < kPipes; ++pipe) {
+      if (!state.queue[pipe].empty()) {
+        fail("deadlock: %s waits on pipe %s at %s", kCoreNames[core], kPipeNames[pipe],
+             state.queue[pipe].front().name);
+      }
+    }
+    if (state.atomic_add) fail("%s ends with atomic addition switched on", kCoreNames[core]);
+    if (!state.finished) fail("deadlock: the scalar program of %s never ends", kCoreNames[core]);
+    if (!state.flags.empty()) {
+      const int index = state.flags.begin()->first;
+      fail("%s ends with flag %s_%s %d set and not waited for", kCoreNames[core],
+           kPipeNames[index / kEvents / kPipes], kPipeNames[index / kEvents % kPipes],
+           index % kEvents);
+    }
+    for (int flag = 0; flag < kCrossFlags; ++flag) {
+      if (!state.cross[flag].empty() || !pending_[core][flag].empty()) {
+        fail("%s ends with cross-core flag %d set and not waited for", kCoreNames[core], flag);
+      }
+    }
+  }
+}
+
+void Machine::issue(int pipe, Instruction instruction) {
+  instruction.issue = clock_[agent_of(core_, kS)];
+  const bool barrier_or_flag = instruction.kind != Kind::kCompute;
+  if (!barrier_or_flag) ++counts.instructions;
+  state_[core_].queue[pipe].push_back(std::move(instruction));
+  if (random_() % 8 == 0) block_until(nullptr);
+}
+
+// Leaves the scalar program until `ready` holds (null: until the scheduler draws it again).
+void Machine::block_until(std::function<bool()> ready) {
+  const int core = core_;
+  state_[core].blocked_on = std::move(ready);
+  swapcontext(&fibers_->fiber[core], &fibers_->scheduler);
+  core_ = core;
+}
+
+void Machine::wait_cross(int flag) {
+  const int core = core_;
+  auto& tokens = state_[core].cross[flag];
+  if (tokens.empty()) block_until([&tokens] { return !tokens.empty(); });
+  clock_[agent_of(core, kS)].join(tokens.front());
+  tokens.pop_front();
+}
+
+void Machine::wait_scalar(int source, int event) {
+  const int core = core_, index = flag_index(source, kS, event);
+  auto& flags = state_[core].flags;
+  if (!flags.count(index)) block_until([&flags, index] { return flags.count(index) != 0; });
+  clock_[agent_of(core, kS)].join(flags[index]);
+  flags.erase(index);
+}
+
+void Machine::set_scalar(int destination, int event) {
+  const int index = flag_index(kS, destination, event);
+  if (here().flags.count(index))
+    fail("SetFlag S_%s %d twice without a wait", kPipeNames[destination], event);
+  here().flags[index] = clock_[agent_of(core_, kS)];
+}
+
+void Machine::barrier_all() {
+  const int core = core_;
+  CoreState& state = state_[core];
+  auto drained = [&state] {
+    return std::all_of(state.queue.begin(), state.queue.end(),
+                       [](const auto& q) { return q.empty(); });
+  };
+  if (!drained()) block_until(drained);
+  Clock& scalar = clock_[agent_of(core, kS)];
+  for (int pipe = 0; pipe < kPipes; ++pipe) {
+    scalar.join(clock_[agent_of(core, pipe)]);
+    scalar.seen[agent_of(core, pipe)] = executed_[agent_of(core, pipe)];
+  }
+}
+
+bool Machine::head_ready(int core, int pipe) const {
+  const auto& queue = state_[core].queue[pipe];
+  if (queue.empty()) return false;
+  const Instruction& head = queue.front();
+  return head.kind != Kind::kWaitFlag || state_[core].flags.count(head.event) != 0;
+}
+
+void Machine::step(int core, int pipe) {
+  CoreState& state = state_[core];
+  const Instruction head = std::move(state.queue[pipe].front());
+  state.queue[pipe].pop_front();
+  const int agent = agent_of(core, pipe);
+  Clock& clock = clock_[agent];
+  clock.join(head.issue);
+  switch (head.kind) {
+    case Kind::kCompute:
+      ++executed_[agent];
+      for (const Span& span : head.spans) access(agent, span, head.accumulates, head.name);
+      head.run();
+      break;
+    case Kind::kSetFlag:
+      if (state.flags.count(head.event))
+        fail("%s: flag %s_%s %d set twice without a wait", kCoreNames[core],
+             kPipeNames[head.event / kEvents / kPipes], kPipeNames[head.event / kEvents % kPipes],
+             head.event % kEvents);
+      state.flags[head.event] = clock;
+      state.flags[head.event].seen[agent] = executed_[agent];
+      break;
+    case Kind::kWaitFlag:
+      clock.join(state.flags[head.event]);
+      state.flags.erase(head.event);
+      break;
+    case Kind::kBarrier:
+      clock.seen[agent] = executed_[agent];
+      break;
+    case Kind::kCrossSet: {
+      Clock token = clock;
+      token.seen[agent] = executed_[agent];
+      cross_set(core, head.mode, head.event, token);
+      break;
+    }
+  }
+}
+
+// Mode 2: AIC -> both AIVs, and both AIVs -> AIC once each has set. Mode 1: both AIVs -> both AIVs.
+void Machine::cross_set(int core, int mode, int flag, const Clock& token) {
+  auto deliver = [&](int to, const Clock& t) {
+    if (state_[to].cross[flag].size() >= kCrossMax)
+      fail("cross-core flag %d of %s counts past %d", flag, kCoreNames[to], kCrossMax);
+    state_[to].cross[flag].push_back(t);
+  };
+  if (core == kAic) {
+    if (mode != 2) fail("AIC sets cross-core flag %d with mode %d", flag, mode);
+    deliver(kAiv0, token);
+    deliver(kAiv1, token);
+    return;
+  }
+  const int other = core == kAiv0 ? kAiv1 : kAiv0;
+  pending_[core][flag].push_back(token);
+  if (pending_[other][flag].empty()) return;
+  Clock both = pending_[core][flag].front();
+  both.join(pending_[other][flag].front());
+  pending_[core][flag].pop_front();
+  pending_[other][flag].pop_front();
+  if (mode == 2) {
+    deliver(kAic, both);
+  } else {
+    deliver(kAiv0, both);
+    deliver(kAiv1, both);
+  }
+}
+
+void Machine::access(int agent, const Span& span, bool accumulates, const char* name) {
+  if (span.memory) {
+    for (uint64_t g = span.begin / kGranule; g * kGranule < span.end; ++g) {
+      touch(agent, span.memory->shadow[g], span.write, accumulates, span.memory->name.c_str(),
+            name);
+    }
+    return;
+  }
+  Region& region = *span.region;
+  if (region.use == Use::kInput && span.write)
+    fail("%s writes the input %s", name, region.name.c_str());
+  if (region.use == Use::kOutput) {
+    if (!span.write) fail("%s reads the output %s", name, region.name.c_str());
+    for (uint64_t i = span.begin; i < span.end; ++i) {
+      if (region.written[i]++)
+        fail("%s writes byte %llu of %s twice", name, static_cast<unsigned long long>(i),
+             region.name.c_str());
+    }
+  }
+  if (region.use == Use::kWorkspace) {
+    for (uint64_t g = span.begin / kGranule; g * kGranule < span.end; ++g) {
+      Shadow& shadow = region.shadow[g];
+      if (shadow.owner != block_) {
+        if (shadow.owner >= 0)
+          fail("%s: blocks %d and %d share workspace", name, shadow.owner, block_);
+        shadow.owner = block_;
+      }
+      touch(agent, shadow, span.write, false, region.name.c_str(), name);
+    }
+  }
+}
+
+void Machine::touch(int agent, Shadow& shadow, bool write, bool accumulates, const char* where,
+                    const char* name) {
+  const Clock& clock = clock_[agent];
+  const bool hardware_ordered = accumulates && shadow.writer == agent;
+  // An instruction does not race with itself: its own number is the last one executed by this
+  // agent.
+  auto unknown = [&](int other, uint32_t number) {
+    return number > clock.seen[other] && !(other == agent && number == executed_[agent]);
+  };
+  if (shadow.writer >= 0 && !hardware_ordered && unknown(shadow.writer, shadow.write)) {
+    fail("race in %s: %s on %s %s %s what %s %s wrote, without synchronisation", where, name,
+         kCoreNames[agent / kPipes], kPipeNames[agent % kPipes], write ? "overwrites" : "reads",
+         kCoreNames[shadow.writer / kPipes], kPipeNames[shadow.writer % kPipes]);
+  }
+  if (write) {
+    for (int other = 0; other < kAgents; ++other) {
+      if (!hardware_ordered && unknown(other, shadow.reads[other])) {
+        fail("race in %s: %s on %s %s overwrites what %s %s may still read", where, name,
+             kCoreNames[agent / kPipes], kPipeNames[agent % kPipes], kCoreNames[other / kPipes],
+             kPipeNames[other % kPipes]);
+      }
+    }
+    shadow.writer = static_cast<int16_t>(agent);
+    shadow.write = executed_[agent];
+  } else {
+    shadow.reads[agent] = executed_[agent];
+  }
+}
+
+}  // namespace emu
