@@ -12,9 +12,9 @@
 //   out_i   = sum_j exp(s_ij - lse_i) v_j           0 when nothing is allowed
 //
 // Symbols: B batch, Hq query heads, Hkv key/value heads (query head h reads key head
-// h / (Hq / Hkv)), Sq, Sk lengths, D head_dim. All pointers are host pointers on the CPU backend and device
-// pointers on the CUDA backend, except the structs themselves and `options`, which are always on
-// the host. Plain C, so that ctypes, CUDA and AscendC hosts can include it.
+// h / (Hq / Hkv)), Sq, Sk lengths, D head_dim. All pointers are host pointers on the CPU backend
+// and device pointers on the CUDA backend, except the structs themselves and `options`, which are
+// always on the host. Plain C, so that ctypes, CUDA and AscendC hosts can include it.
 #ifndef ALIBI_ATTENTION_H_
 #define ALIBI_ATTENTION_H_
 
@@ -61,7 +61,8 @@ typedef enum AlibiDtype { ALIBI_FLOAT32 = 0, ALIBI_FLOAT16 = 1, ALIBI_BFLOAT16 =
 typedef enum AlibiBias { ALIBI_SYMMETRIC = 0, ALIBI_SIGNED = 1 } AlibiBias;
 
 // A rank-4 tensor seen as [batch, head, sequence, last]: element (b, h, s, x) lies at
-// data + b * stride_b + h * stride_h + s * stride_s + x, strides in elements; the last axis is contiguous.
+// data + b * stride_b + h * stride_h + s * stride_s + x, strides in elements; the last axis is
+// contiguous.
 // BNSD, BSND and one third of a packed [B, S, 3, H, D] projection differ in nothing but these three
 // numbers.
 typedef struct AlibiTensor {

@@ -11,8 +11,8 @@
 //   bias(row i, key j) = gradient * (j - p_i),     p_i = pos0 + i
 //
 // so a tile needs one ramp over its keys, gradient * (j - anchor), and one number per row,
-// gradient * (anchor - p_i). The anchor is the tile's key with the largest bias: sums are formed from small
-// numbers where the weights are large, which is what keeps them accurate at any distance.
+// gradient * (anchor - p_i). The anchor is the tile's key with the largest bias: sums are formed
+// from small numbers where the weights are large, which keeps them accurate at any distance.
 //
 // Two moves make far-away rows exact and leave one kind of bias. Softmax ignores a constant per
 // row, so

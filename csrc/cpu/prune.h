@@ -13,12 +13,12 @@
 //   exp2(u_i + bias(i, next key) - log2(1 - exp(-slope)) + 24 [+ 1] + kSlack - m_i) <= l_i
 //
 // Rounding: both norms are computed in float32 from at most 256 squares and enlarged by
-// kNormFactor = 1 + 2^-12, which exceeds the error of the sum (257 * 2^-24), of the square root, of the
-// products here and of the dot products that the dense result would use (256 * 2^-24), all relative
-// to u_i. kNormFloor covers squares that a process which flushes subnormals to zero loses.
-// kSlack = 0.01 covers the roundings that do not scale with u_i and the error of exp2. NaN and inf never
-// satisfy the test: such rows visit every key. The backward applies the same test with the row's
-// final log-sum-exp in place of m_i and l_i = 1.
+// kNormFactor = 1 + 2^-12, which exceeds the error of the sum (257 * 2^-24), of the square root, of
+// the products here and of the dot products that the dense result would use (256 * 2^-24), all
+// relative to u_i. kNormFloor covers squares that a process which flushes subnormals to zero loses.
+// kSlack = 0.01 covers the roundings that do not scale with u_i and the error of exp2. NaN and inf
+// never satisfy the test: such rows visit every key. The backward applies the same test with the
+// row's final log-sum-exp in place of m_i and l_i = 1.
 #ifndef ALIBI_CPU_PRUNE_H_
 #define ALIBI_CPU_PRUNE_H_
 
