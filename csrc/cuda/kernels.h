@@ -1,0 +1,34 @@
+// What entry.cu can run. Each function launches the kernels of one operation on prepared
+// parameters; pointers of inputs are 16-byte aligned row by row, and scratch has been allocated.
+#ifndef ALIBI_CUDA_KERNELS_H_
+#define ALIBI_CUDA_KERNELS_H_
+
+#include "launch.cuh"
+#include "params.h"
+
+namespace alibi {
+namespace cuda {
+
+void run_forward(Call& call, int32_t dtype, const ForwardParams& params);
+void run_backward(Call& call, int32_t dtype, const BackwardParams& params);
+void run_weights_forward(Call& call, int32_t dtype, const WeightsForwardParams& params);
+void run_weights_backward(Call& call, int32_t dtype, const WeightsBackwardParams& params);
+
+// Largest |k_j| of every key head, [B, Hkv].
+void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& k,
+                   float* norms);
+// A copy of [B, heads, len, D] whose rows are padded to 16 bytes; `target` says where.
+void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorView& target,
+              int batch, int heads, int len, int head_dim);
+// dslopes[h] = sum of the `count` parts of head h.
+void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, int64_t count);
+
+// How many blocks should share the keys of a query tile, so that the GPU is busy.
+int forward_splits(int32_t dtype, const ProblemView& problem, int multiprocessors);
+// Query tiles of the backward kernels: entry.cu needs the number to size slope_parts.
+int query_grad_tiles(int32_t dtype, int head_dim, int len_q);
+
+}  // namespace cuda
+}  // namespace alibi
+
+#endif  // ALIBI_CUDA_KERNELS_H_

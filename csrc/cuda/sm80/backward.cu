@@ -1,0 +1,48 @@
+// Launches of the portable backward kernels: row statistics, then dq and dslopes, then dk and dv.
+#include "../dispatch.cuh"
+#include "../kernels.h"
+#include "backward_key.cuh"
+#include "prepass.cuh"
+
+namespace alibi {
+namespace cuda {
+namespace {
+
+template <class T, int D>
+void run_key_grad(Call& call, const BackwardParams& params) {
+  constexpr TileConfig kTile = kKeyGradTile<T, D>;
+  const ProblemView& problem = params.problem;
+  const int64_t blocks =
+      int64_t{problem.batch} * problem.heads_kv * ceil_div(problem.len_k, kTile.rows());
+  if constexpr (D <= 128) {
+    call.launch(attention_key_grad<T, D, true, true>, blocks, kTile.threads(), kKeyGradShared<T, D>,
+                params);
+  } else {  // both accumulators together would not fit the registers
+    call.launch(attention_key_grad<T, D, true, false>, blocks, kTile.threads(),
+                kKeyGradShared<T, D>, params);
+    call.launch(attention_key_grad<T, D, false, true>, blocks, kTile.threads(),
+                kKeyGradShared<T, D>, params);
+  }
+}
+
+}  // namespace
+
+void run_backward(Call& call, int32_t dtype, const BackwardParams& params) {
+  const ProblemView& problem = params.problem;
+  const bool found = dispatch(dtype, problem.head_dim, [&](auto type, auto dim) {
+    using T = decltype(type);
+    constexpr int D = decltype(dim)::value;
+    constexpr TileConfig kTile = kQueryGradTile<T, D>;
+    const int64_t heads = int64_t{problem.batch} * problem.heads_q;
+    const int64_t warps = heads * problem.len_q;
+    call.launch(row_deltas<T>, (warps + kPrepassWarps - 1) / kPrepassWarps, kPrepassThreads, 0,
+                params);
+    call.launch(attention_query_grad<T, D>, heads * ceil_div(problem.len_q, kTile.rows()),
+                kTile.threads(), kQueryGradShared<T, D>, params);
+    run_key_grad<T, D>(call, params);
+  });
+  if (!found) call.fail(ALIBI_UNSUPPORTED, "no kernel for this dtype and head_dim");
+}
+
+}  // namespace cuda
+}  // namespace alibi

@@ -1,0 +1,43 @@
+// Launches of the small kernels that entry.cu asks for by themselves.
+#include "../dispatch.cuh"
+#include "../kernels.h"
+#include "../tile_config.h"
+#include "prepass.cuh"
+
+namespace alibi {
+namespace cuda {
+
+void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& k,
+                   float* norms) {
+  const int64_t heads = int64_t{problem.batch} * problem.heads_kv;
+  call.clear(norms, heads * static_cast<int64_t>(sizeof(float)));
+  dispatch_dtype(dtype, [&](auto type) {
+    call.launch(key_norms<decltype(type)>, heads * ceil_div(problem.len_k, kKeysPerBlock),
+                kPrepassThreads, 0, problem, k, norms);
+  });
+}
+
+void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorView& target,
+              int batch, int heads, int len, int head_dim) {
+  const PackParams params = {source, target, heads, len, head_dim};
+  const int64_t rows = int64_t{batch} * heads * len;
+  dispatch_dtype(dtype, [&](auto type) {
+    call.launch(pack_rows<decltype(type)>, (rows + kPrepassWarps - 1) / kPrepassWarps,
+                kPrepassThreads, 0, params, rows);
+  });
+}
+
+void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, int64_t count) {
+  call.launch(sum_slopes<double>, heads, 32, 0, parts, dslopes, count);
+}
+
+int query_grad_tiles(int32_t dtype, int head_dim, int len_q) {
+  int tiles = 0;
+  dispatch(dtype, head_dim, [&](auto type, auto dim) {
+    tiles = ceil_div(len_q, kQueryGradTile<decltype(type), decltype(dim)::value>.rows());
+  });
+  return tiles;
+}
+
+}  // namespace cuda
+}  // namespace alibi

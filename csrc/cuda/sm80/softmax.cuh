@@ -1,0 +1,83 @@
+// Running softmax of a tile of query rows, in base 2: row_max and row_sum follow the scores from
+// tile to tile, and what has been accumulated is rescaled whenever the maximum moves.
+#ifndef ALIBI_CUDA_SM80_SOFTMAX_CUH_
+#define ALIBI_CUDA_SM80_SOFTMAX_CUH_
+
+#include "tile.cuh"
+
+namespace alibi {
+namespace cuda {
+
+template <int kM>
+struct RowState {
+  float row_max[kM][2];  // the same in the four lanes of a row
+  float row_sum[kM][2];  // this lane's share
+
+  __device__ __forceinline__ RowState() {
+#pragma unroll
+    for (int i = 0; i < 2 * kM; ++i) {
+      row_max[i / 2][i % 2] = -INFINITY;
+      row_sum[i / 2][i % 2] = 0.0f;
+    }
+  }
+
+  // Takes in one score tile, which becomes its weights exp2(s - row_max); returns in `rescale` what
+  // older sums must be multiplied by. A row that has seen nothing allowed keeps row_max = -inf and
+  // gets weights 0.
+  template <int kN>
+  __device__ __forceinline__ void absorb(float (&s)[kM][kN][4], float (&rescale)[kM][2]) {
+#pragma unroll
+    for (int i = 0; i < 2 * kM; ++i) {
+      float& top = row_max[i / 2][i % 2];
+      float largest = top;
+#pragma unroll
+      for (int c = 0; c < 2 * kN; ++c) largest = fmaxf(largest, s[i / 2][c / 2][i % 2 * 2 + c % 2]);
+      largest = quad_max(largest);
+      const float anchor = largest == -INFINITY ? 0.0f : largest;
+      rescale[i / 2][i % 2] = exp2_fast(top - anchor);
+      top = largest;
+      float sum = 0.0f;
+#pragma unroll
+      for (int c = 0; c < 2 * kN; ++c) {
+        float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
+        x = exp2_fast(x - anchor);
+        sum += x;
+      }
+      row_sum[i / 2][i % 2] = fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sum);
+    }
+  }
+
+  // Adds the four shares of every row. Called once, by all lanes, after the last tile.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int i = 0; i < 2 * kM; ++i) row_sum[i / 2][i % 2] = quad_sum(row_sum[i / 2][i % 2]);
+  }
+
+  // log2 of the row's sum of 2^score; -inf for a row without allowed keys.
+  __device__ __forceinline__ float log2_sum(int i) const {
+    const float sum = row_sum[i / 2][i % 2];
+    return row_max[i / 2][i % 2] == -INFINITY ? -INFINITY : row_max[i / 2][i % 2] + log2f(sum);
+  }
+
+  // 1 / sum, or 0 for a row without allowed keys.
+  __device__ __forceinline__ float inverse_sum(int i) const {
+    return row_max[i / 2][i % 2] == -INFINITY ? 0.0f : 1.0f / row_sum[i / 2][i % 2];
+  }
+};
+
+template <int kM, int kN>
+__device__ __forceinline__ void rescale_rows(float (&o)[kM][kN][4], const float (&rescale)[kM][2]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kM; ++i) {
+#pragma unroll
+    for (int t = 0; t < kN; ++t) {
+      o[i / 2][t][i % 2 * 2] *= rescale[i / 2][i % 2];
+      o[i / 2][t][i % 2 * 2 + 1] *= rescale[i / 2][i % 2];
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace alibi
+
+#endif  // ALIBI_CUDA_SM80_SOFTMAX_CUH_

@@ -1,0 +1,81 @@
+// The tile sizes of the portable kernels: the one table of each kernel.
+//
+// A thread block works on `warps * row_blocks * 16` rows that stay in shared memory and walks over
+// tiles of `columns` rows of the other kind. Rows are queries in the forward, dq and weights
+// kernels and keys in the dk/dv kernels. A warp owns 16 or 32 rows: two blocks of 16 read each tile
+// of the other operand once for both, which halves the shared memory traffic, where the registers
+// allow it. Sizes keep shared memory below the 99 KiB of sm_86 and sm_89, and accumulators below
+// 192 registers.
+//
+// Every row of a table is one template instantiation; other head sizes run in the next larger one,
+// padded with zeros.
+#ifndef ALIBI_CUDA_TILE_CONFIG_H_
+#define ALIBI_CUDA_TILE_CONFIG_H_
+
+#include "geometry.h"
+
+namespace alibi {
+namespace cuda {
+
+struct TileConfig {
+  int bytes;       // of one element
+  int head_dim;    // of the instantiation
+  int warps;       // per block
+  int row_blocks;  // of 16 rows, per warp
+  int columns;     // per tile of the other operand
+
+  ALIBI_HD constexpr int rows() const { return warps * row_blocks * 16; }
+  ALIBI_HD constexpr int threads() const { return warps * 32; }
+};
+
+// out = softmax(q k^T) v: accumulators row_blocks * (columns + head_dim) / 2 registers.
+constexpr TileConfig kForwardTiles[] = {
+    {2, 32, 4, 2, 64},  {2, 64, 4, 2, 64},  {2, 96, 4, 2, 64},
+    {2, 128, 4, 2, 32}, {2, 256, 4, 1, 64}, {4, 32, 4, 2, 64},
+    {4, 64, 4, 2, 64},  {4, 128, 4, 1, 32}, {4, 256, 4, 1, 16},
+};
+
+// The same with the keys split over several blocks, for a few query rows against many keys: smaller
+// tiles of rows.
+constexpr TileConfig kSplitTiles[] = {
+    {2, 32, 4, 1, 64},  {2, 64, 4, 1, 64},  {2, 96, 4, 1, 64},
+    {2, 128, 4, 1, 64}, {2, 256, 4, 1, 64}, {4, 32, 4, 1, 64},
+    {4, 64, 4, 1, 64},  {4, 128, 4, 1, 32}, {4, 256, 4, 1, 16},
+};
+
+// dq = ds k: accumulators row_blocks * (columns + head_dim / 2).
+constexpr TileConfig kQueryGradTiles[] = {
+    {2, 32, 4, 1, 64},  {2, 64, 4, 1, 64},  {2, 96, 4, 1, 64},
+    {2, 128, 4, 1, 64}, {2, 256, 4, 1, 32}, {4, 32, 4, 1, 64},
+    {4, 64, 4, 1, 32},  {4, 128, 4, 1, 32}, {4, 256, 2, 1, 16},
+};
+
+// dk = ds^T q, dv = p^T dout: accumulators row_blocks * (columns + head_dim). Head size 256 runs
+// once for dk, once for dv.
+constexpr TileConfig kKeyGradTiles[] = {
+    {2, 32, 4, 1, 64},  {2, 64, 4, 1, 64},  {2, 96, 4, 1, 32},
+    {2, 128, 4, 1, 32}, {2, 256, 4, 1, 32}, {4, 32, 4, 1, 32},
+    {4, 64, 4, 1, 32},  {4, 128, 4, 1, 16}, {4, 256, 2, 1, 16},
+};
+
+template <int N>
+constexpr TileConfig find_tile(const TileConfig (&table)[N], int bytes, int head_dim) {
+  for (const TileConfig& tile : table) {
+    if (tile.bytes == bytes && tile.head_dim >= head_dim) return tile;
+  }
+  return TileConfig{};
+}
+
+template <class T, int D>
+constexpr TileConfig kSplitTile = find_tile(kSplitTiles, sizeof(T), D);
+template <class T, int D>
+constexpr TileConfig kForwardTile = find_tile(kForwardTiles, sizeof(T), D);
+template <class T, int D>
+constexpr TileConfig kQueryGradTile = find_tile(kQueryGradTiles, sizeof(T), D);
+template <class T, int D>
+constexpr TileConfig kKeyGradTile = find_tile(kKeyGradTiles, sizeof(T), D);
+
+}  // namespace cuda
+}  // namespace alibi
+
+#endif  // ALIBI_CUDA_TILE_CONFIG_H_

@@ -1,0 +1,259 @@
+// csrc/cuda/geometry.h and tile_config.h against brute force over small sizes. Prints what fails;
+// exit status 1 if anything.
+#include "cuda/geometry.h"
+
+#include <cstdio>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "cuda/tile_config.h"
+
+using namespace alibi::cuda;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool ok, const char* what, long a = 0, long b = 0, long c = 0) {
+  if (!ok && ++failures < 20) printf("FAILED: %s (%ld, %ld, %ld)\n", what, a, b, c);
+}
+
+bool allowed(const Span& s, int row, int key, bool causal) {
+  return key >= s.kv_start && key < s.kv_end && (!causal || key <= s.q_start + row);
+}
+
+bool contains(Range r, int x) { return x >= r.begin && x < r.end; }
+
+// Ranges of keys and rows: hold every allowed pair, and are no larger than need be.
+void check_ranges(const Span& s, int len_q, int len_k, bool causal, int rows_per_tile,
+                  int keys_per_tile) {
+  for (int row0 = 0; row0 < len_q; row0 += rows_per_tile) {
+    const Range rows = {row0, least(row0 + rows_per_tile, len_q)};
+    const Range keys = visible_keys(s, rows, causal), tiles = covering_tiles(keys, keys_per_tile);
+    std::set<int> needed;
+    for (int i = rows.begin; i < rows.end; ++i) {
+      for (int j = 0; j < len_k; ++j) {
+        if (!allowed(s, i, j, causal)) continue;
+        needed.insert(j / keys_per_tile);
+        expect(contains(keys, j), "visible_keys holds every allowed key", i, j, s.q_start);
+      }
+    }
+    expect(static_cast<int>(needed.size()) == most(0, tiles.end - tiles.begin),
+           "only tiles with an allowed pair", row0, tiles.begin, tiles.end);
+    for (const int tile : needed) expect(contains(tiles, tile), "covering_tiles", row0, tile);
+  }
+  for (int key0 = 0; key0 < len_k; key0 += keys_per_tile) {
+    const Range keys = {key0, least(key0 + keys_per_tile, len_k)};
+    const Range rows = seeing_rows(s, keys, causal, len_q);
+    for (int i = 0; i < len_q; ++i) {
+      bool sees = false;
+      for (int j = keys.begin; j < keys.end; ++j) sees = sees || allowed(s, i, j, causal);
+      expect(sees == contains(rows, i), "seeing_rows is exact", key0, i, s.q_start);
+    }
+  }
+}
+
+// all_allowed and side_of_diagonal, over whole tiles.
+void check_tile_kinds(const Span& s, bool causal) {
+  for (int row0 = 0; row0 < 12; row0 += 3) {
+    for (int key0 = 0; key0 < 15; key0 += 5) {
+      const Range rows = {row0, row0 + 3}, keys = {key0, key0 + 5};
+      bool every = true, before = true, after = true;
+      for (int i = rows.begin; i < rows.end; ++i) {
+        for (int j = keys.begin; j < keys.end; ++j) {
+          every = every && allowed(s, i, j, causal);
+          before = before && j <= s.q_start + i;
+          after = after && j >= s.q_start + i;
+        }
+      }
+      expect(all_allowed(s, rows, keys, causal) == every, "all_allowed", row0, key0, s.q_start);
+      expect(side_of_diagonal(s, rows, keys) == (before  ? -1
+                                                 : after ? 1
+                                                         : 0),
+             "side_of_diagonal", row0, key0, s.q_start);
+      for (int p = 0; p < 20; ++p) {
+        int nearest = 1000;
+        for (int j = keys.begin; j < keys.end; ++j) nearest = least(nearest, most(p - j, j - p));
+        expect(distance_to(p, keys) == nearest, "distance_to", p, key0, nearest);
+      }
+    }
+  }
+}
+
+// A walk visits every tile once, nearest first on either side; a stop leaves out exactly the rest
+// of its side.
+void check_walk(Range visible, int position, int size) {
+  const TileWalk walk(visible, position, size);
+  const Range tiles = covering_tiles(visible, size);
+  std::set<int> seen;
+  int last_right = -1, last_left = 1000;
+  for (int tile = walk.first(); tile != TileWalk::kEnd; tile = walk.after(tile)) {
+    expect(contains(tiles, tile) && seen.insert(tile).second, "a tile is visited once", tile,
+           position, size);
+    if (tile >= walk.start) {
+      expect(tile > last_right && last_left == 1000, "rightward first, outward", tile, position,
+             size);
+      last_right = tile;
+    } else {
+      expect(tile < last_left, "leftward, outward", tile, position, size);
+      last_left = tile;
+    }
+  }
+  expect(static_cast<int>(seen.size()) == most(0, tiles.end - tiles.begin), "every tile is visited",
+         position, size);
+  for (const int tile : seen) {
+    const int next = walk.after(tile), stopped = walk.after_stop(tile);
+    const bool was_right = next > walk.start;
+    const int left = walk.start > tiles.begin ? walk.start - 1 : TileWalk::kEnd;
+    expect(stopped == (was_right ? left : TileWalk::kEnd), "after_stop", tile, next, stopped);
+  }
+}
+
+void check_spans() {
+  std::mt19937 random(1);
+  const auto any = [&] { return static_cast<int>(random()); };
+  for (int i = 0; i < 2000; ++i) {
+    const int len_k = any() & 63;
+    const Span s =
+        safe_span(i % 2 != 0 ? any() : any() % 64, i % 3 != 0 ? any() : any() % 64, any(), len_k);
+    expect(s.kv_start >= 0 && s.kv_start <= s.kv_end && s.kv_end <= len_k, "safe_span stays inside",
+           s.kv_start, s.kv_end, len_k);
+    expect(most(s.q_start, -s.q_start) <= kMaxLength, "safe_span q_start");
+  }
+  for (int start = 0; start < 5; ++start) {
+    for (int end = start; end < 5; ++end) {
+      const Span s = safe_span(start, end, 3 - end, 4);
+      expect(s.kv_start == least(start, 4) && s.kv_end == least(end, 4) && s.q_start == 3 - end,
+             "safe_span keeps valid ones");
+    }
+  }
+}
+
+// The bound: whatever row_is_done lets go weighs less than 2^-24 of the row, for keys at the
+// ceiling of their scores.
+void check_prune_bound() {
+  for (const float slope : {1e-4f, 0.004f, 0.06f, 0.5f, 3.0f, 40.0f}) {
+    for (const int len_k : {10, 1000, 100000}) {
+      const float bits = tail_bits(slope, len_k), slope2 = slope * kLog2E;
+      for (const float ceiling : {0.1f, 5.0f, 90.0f}) {
+        const float weight = -ceiling;  // the worst running maximum that Cauchy-Schwarz allows
+        int d = 0;
+        while (d < len_k && !row_is_done(weight, slope2, d, ceiling + bits)) d = d * 5 / 4 + 1;
+        double tail = 0;
+        for (int j = d; j < len_k; ++j) tail += std::exp2(double{ceiling} - double{slope2} * j);
+        for (const int nearest : {0, 7}) {
+          const int reach = pruning_reach(ceiling, ceiling + bits, slope2, nearest);
+          expect(row_is_done(weight - slope2 * static_cast<float>(nearest), slope2, reach,
+                             ceiling + bits),
+                 "pruning_reach", reach);
+        }
+        expect(2 * tail <= std::exp2(double{weight} - 24), "both tails below 2^-24 of the row",
+               static_cast<long>(slope * 1e4f), len_k, d);
+      }
+    }
+  }
+  expect(!row_is_done(100.0f, 1.0f, 1000, NAN) && !row_is_done(NAN, 1.0f, 1000, 0.0f),
+         "NaN is never done");
+  expect(row_is_done(-INFINITY, 1.0f, 5, -INFINITY), "a row that sees nothing is done");
+  expect(score_ceiling(-2.0f, 3.0f, 5.0f) >= 30.0f * kLog2E, "score_ceiling takes |scale|");
+  expect(!can_prune(true, 0.0f, true, true) && !can_prune(true, -1.0f, true, true) &&
+             !can_prune(true, NAN, true, true),
+         "slopes");
+  expect(!can_prune(true, 1.0f, false, false) && can_prune(true, 1.0f, false, true) &&
+             !can_prune(false, 1.0f, true, true),
+         "modes");
+}
+
+// Parts cover the range once, in whole tiles, none larger than the first.
+void check_splits() {
+  for (int begin = 0; begin < 40; begin += 7) {
+    for (int end = begin; end < 90; end += 11) {
+      for (int count = 1; count < 9; ++count) {
+        int next = begin;
+        for (int i = 0; i < count; ++i) {
+          const Range part = split_range({begin, end}, count, i, 8);
+          if (part.empty()) continue;
+          expect(part.begin == next && (part.begin == begin || part.begin % 8 == 0),
+                 "split_range is seamless", begin, end, i);
+          next = part.end;
+        }
+        expect(next == most(begin, end), "split_range covers the range", begin, end, count);
+      }
+    }
+  }
+  expect(choose_splits(200, 1000, 132) == 1 && choose_splits(8, 1000, 132) == 33 &&
+             choose_splits(8, 40, 132) == 10 && choose_splits(1, 3, 132) == 1 &&
+             choose_splits(0, 3, 132) == 1,
+         "choose_splits");
+  expect(pruning_reach(1.0f, NAN, 0.5f, 0) == kMaxLength &&
+             pruning_reach(INFINITY, INFINITY, 0.5f, 0) == kMaxLength,
+         "pruning_reach without a bound is everything");
+}
+
+// tile_offset is a bijection without bank conflicts, and tile_step agrees with it.
+void check_swizzle() {
+  for (const int chunks : {4, 8, 12, 16, 24, 32, 64}) {
+    std::vector<int> used(static_cast<size_t>(64 * chunks), 0);
+    for (int row = 0; row < 64; ++row) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        const uint32_t at = tile_offset(row, chunk, chunks);
+        expect(at % 16 == 0 && at / 16 < used.size() && used[at / 16]++ == 0,
+               "tile_offset is a bijection", row, chunk, chunks);
+        const uint32_t base = 4096 + tile_offset(row, chunk % 2, chunks);
+        expect(tile_step(base, chunk / 2 * 2, chunks) == 4096 + at, "tile_step", row, chunk,
+               chunks);
+      }
+    }
+    for (int row = 0; row < 64; row += 8) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        std::set<uint32_t> banks;
+        for (int i = 0; i < 8; ++i) banks.insert(tile_offset(row + i, chunk, chunks) / 16 % 8);
+        expect(banks.size() == 8, "eight rows in eight bank groups", row, chunk, chunks);
+      }
+    }
+  }
+}
+
+void check_tile_tables() {
+  for (const auto& table : {kForwardTiles, kSplitTiles, kQueryGradTiles, kKeyGradTiles}) {
+    for (int i = 0; i < 9; ++i) {
+      const TileConfig& t = table[i];
+      const int row_bytes = t.bytes * t.head_dim;
+      expect((t.rows() + 2 * t.columns) * row_bytes <= 99 * 1024,
+             "a tile fits every GPU's shared memory", t.bytes, t.head_dim);
+      expect(t.columns * row_bytes % 128 == 0 && t.rows() * row_bytes % 128 == 0,
+             "tiles start on 128 bytes", t.bytes, t.head_dim);
+      expect(t.columns % 16 == 0 && t.head_dim % 16 == 0, "whole matrices", t.bytes, t.head_dim);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const bool causal : {false, true}) {
+    for (int q_start = -4; q_start <= 14; q_start += 3) {
+      for (int start = 0; start <= 15; start += 5) {
+        for (int end = start; end <= 15; end += 4) {
+          const Span s = {start, end, q_start};
+          check_ranges(s, 7, 15, causal, 3, 4);
+          check_ranges(s, 8, 15, causal, 4, 2);
+          check_tile_kinds(s, causal);
+        }
+      }
+    }
+  }
+  for (int position = -5; position < 40; ++position) {
+    for (int end = 0; end <= 30; end += 3) {
+      for (const int size : {1, 4, 16}) check_walk({end / 3, end}, position, size);
+    }
+  }
+  check_spans();
+  check_prune_bound();
+  check_splits();
+  check_swizzle();
+  check_tile_tables();
+  if (failures > 0) printf("%d failures\n", failures);
+  return failures > 0 ? 1 : 0;
+}

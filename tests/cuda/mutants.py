@@ -1,0 +1,389 @@
+"""Mistakes that the model must catch: each one is made in a copy of the sources, built and run.
+
+    python -m tests.cuda.mutants            all of them, as a table
+    python -m tests.cuda.mutants 7 12       some of them
+
+A mutant is caught when a result is wrong, when the model objects, or when the process dies at a
+guard page. "equal" marks the ones that cannot change a result on the model; the table says why.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cases import Case
+from tests.cuda.model import ROOT, Model, build_variant
+
+FLAGS = ("-DALIBI_HEAD_DIMS_16=64,128", "-DALIBI_HEAD_DIMS_32=64")
+
+CASES = (
+    (Case("causal", 1, 2, 1, 150, 289, 64, slopes="learned"), "bfloat16"),
+    (Case("spans", 2, 2, 2, 70, 200, 128, spans=((37, 190, 125), (0, 90, 20))), "float16"),
+    (Case("full", 1, 4, 2, 133, 261, 40, causal=False, slopes="learned"), "float16"),
+    (Case("signed", 1, 1, 1, 65, 129, 64, causal=False, bias="signed"), "float32"),
+    (Case("causal-signed", 1, 1, 1, 100, 100, 64, bias="signed"), "float16"),
+    (Case("one-more-key", 1, 1, 1, 128, 129, 64), "float16"),
+    (Case("steep", 1, 2, 1, 64, 700, 64, slopes="steep"), "float16"),
+    (
+        Case("both-sides", 1, 4, 4, 64, 600, 64, causal=False, spans=((0, 600, 256),)),
+        "float16",
+    ),
+    (Case("far-keys-win", 1, 2, 1, 64, 500, 64, slopes="learned", magnitude=8.0), "float32"),
+    (Case("before", 1, 1, 1, 90, 60, 64, spans=((20, 55, 0),)), "float16"),
+)
+# Forward only, on a GPU that is large for them.
+SPLIT_CASES = (
+    (Case("decode", 2, 2, 1, 3, 700, 64, slopes="learned"), "float16"),
+    (
+        Case("rows-after-the-keys", 1, 1, 1, 6, 900, 64, spans=((0, 880, 3000),), slopes="steep"),
+        "float32",
+    ),
+)
+SEEDS = (0, 4, 5)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    what: str
+    file: str
+    old: str
+    new: str
+    nth: int = 0  # which occurrence of `old`
+    part: str = "forward"  # what is compiled and run: forward, backward or weights
+    equal: str = ""  # why no result can change
+
+
+def _wait(name: str, file: str, nth: int, part: str, groups: int = 0) -> Mutant:
+    return Mutant(name, file, f"copy_wait<{groups}>();", "", nth, part)
+
+
+def _barrier(name: str, file: str, nth: int, part: str) -> Mutant:
+    return Mutant(name, file, "__syncthreads();", "", nth, part)
+
+
+FORWARD, QUERY, KEY = "sm80/forward.cuh", "sm80/backward_query.cuh", "sm80/backward_key.cuh"
+TILE, BIAS, SOFTMAX = "sm80/tile.cuh", "sm80/bias_mask.cuh", "sm80/softmax.cuh"
+GEOMETRY, PREPASS, WEIGHTS = "geometry.h", "sm80/prepass.cuh", "sm80/weights.cuh"
+
+MUTANTS = (
+    _wait("no wait for the first K and Q", FORWARD, 0, "forward"),
+    _wait("no wait for V", FORWARD, 1, "forward"),
+    _wait("no wait for the next K", FORWARD, 2, "forward"),
+    _barrier("no barrier after the first K and Q", FORWARD, 0, "forward"),
+    _barrier("no barrier after the next K", FORWARD, 1, "forward"),
+    Mutant(
+        "the vote without its barrier",
+        FORWARD,
+        "__syncthreads_and(stop) ?",
+        "__all_sync(kAllLanes, stop) ?",
+    ),
+    Mutant("V waits for all but one group", FORWARD, "copy_wait<0>();", "copy_wait<1>();", 1),
+    Mutant(
+        "every warp decides for itself",
+        FORWARD,
+        "__syncthreads_and(stop)",
+        "(__syncthreads(), stop)",
+    ),
+    Mutant("K tile one tile off", FORWARD, "k, next * kColumns", "k, (next + 1) * kColumns"),
+    Mutant(
+        "Q rows off by one warp",
+        FORWARD,
+        "warp_id() * 16 * kM",
+        "(warp_id() ^ 1) * 16 * kM",
+        equal="warps exchange their rows as a whole",
+    ),
+    Mutant("P not rescaled", FORWARD, "rescale_rows(o, rescale);", ""),
+    Mutant("lse in base 2", FORWARD, "state.log2_sum(i) * kLn2", "state.log2_sum(i)"),
+    Mutant("rows past the end are stored", FORWARD, "if (row >= problem.len_q) continue;", ""),
+    Mutant(
+        "keys beyond the tensor are read",
+        "sm80/block.cuh",
+        "task.kv_head, task.keys, problem.head_dim);",
+        "task.kv_head, {0, problem.len_k + 64}, problem.head_dim);",
+    ),
+    Mutant(
+        "split: an even share without the remainder",
+        GEOMETRY,
+        "const int each = ceil_div(tiles.end - tiles.begin, count);",
+        "const int each = (tiles.end - tiles.begin) / count;",
+    ),
+    Mutant(
+        "split: reach without the distance to the nearest key",
+        GEOMETRY,
+        "+ static_cast<float>(nearest) + 1.0f;",
+        "+ 1.0f;",
+    ),
+    Mutant(
+        "split: parts added up without their weights",
+        "sm80/split.cuh",
+        "params.split_lse[s * rows + index] - anchor) / sum;",
+        "params.split_lse[index] - anchor) / sum;",
+    ),
+    Mutant(
+        "pruning forgets the key norm",
+        FORWARD,
+        "score_ceiling(problem.scale, q_norm, k_norm)",
+        "score_ceiling(problem.scale, q_norm, 0.0f)",
+    ),
+    Mutant(
+        "GQA: wrong key head",
+        "sm80/block.cuh",
+        "head / (problem.heads_q / problem.heads_kv)",
+        "head % problem.heads_kv",
+    ),
+    Mutant(
+        "row maximum over one lane pair only",
+        TILE,
+        "return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));",
+        "return x;",
+    ),
+    Mutant(
+        "row sum over one lane pair only",
+        TILE,
+        "return x + __shfl_xor_sync(kAllLanes, x, 2);",
+        "return x;",
+    ),
+    Mutant("V not transposed", TILE, "load_matrices<true>", "load_matrices<false>"),
+    Mutant(
+        "K matrices in the order of Q",
+        TILE,
+        "tile_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2",
+        "tile_offset(lane % 16, lane / 16",
+    ),
+    Mutant(
+        "swizzle step added, not xored",
+        GEOMETRY,
+        "(address ^ static_cast<uint32_t>((step & mask) * 16))",
+        "(address + static_cast<uint32_t>((step & mask) * 16))",
+    ),
+    Mutant(
+        "partial rows not zero-filled",
+        TILE,
+        "valid ? count * static_cast<int>(sizeof(T)) : 0",
+        "count * static_cast<int>(sizeof(T))",
+    ),
+    Mutant(
+        "head_dim tail not cut",
+        TILE,
+        "most(0, least(source.head_dim - piece * kPiece<T>, kPiece<T>))",
+        "kPiece<T>",
+    ),
+    Mutant(
+        "float32: shuffle from the wrong lane",
+        TILE,
+        "i % 2 * 2 + e], q, 4)",
+        "i % 2 * 2 + e], q ^ 1, 4)",
+    ),
+    Mutant("causal: the diagonal itself masked", BIAS, "distance > 0.0f", "distance >= 0.0f"),
+    Mutant("causal: one key too many", BIAS, "distance > 0.0f", "distance > 1.0f"),
+    Mutant("kv_end off by one", BIAS, "j < head.span.kv_end", "j <= head.span.kv_end"),
+    Mutant("kv_start off by one", BIAS, "j >= head.span.kv_start", "j > head.span.kv_start"),
+    Mutant(
+        "symmetric bias signed in mixed tiles",
+        BIAS,
+        "head.symmetric ? -fabsf(distance) : distance",
+        "distance",
+    ),
+    Mutant(
+        "bias of the right side not mirrored",
+        BIAS,
+        "head.symmetric && side > 0 ? -head.slope2",
+        "false ? -head.slope2",
+    ),
+    Mutant("bias ignores q_start", BIAS, "key - query - head.span.q_start", "key - query"),
+    Mutant(
+        "masked tile taken for a plain one",
+        GEOMETRY,
+        "keys.end - 1 <= span.q_start + rows.begin);",
+        "keys.end - 1 <= span.q_start + rows.end);",
+    ),
+    Mutant(
+        "plain test forgets kv_end",
+        GEOMETRY,
+        "keys.begin >= span.kv_start && keys.end <= span.kv_end &&",
+        "keys.begin >= span.kv_start &&",
+    ),
+    Mutant(
+        "rows without keys divide by zero",
+        SOFTMAX,
+        "largest == -INFINITY ? 0.0f : largest",
+        "largest",
+    ),
+    Mutant(
+        "old row sum not rescaled",
+        SOFTMAX,
+        "fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sum)",
+        "row_sum[i / 2][i % 2] + sum",
+    ),
+    Mutant(
+        "walk forgets the left side",
+        GEOMETRY,
+        "return next >= tiles.begin ? next : kEnd;",
+        "return kEnd;",
+    ),
+    Mutant(
+        "a stop ends both sides",
+        GEOMETRY,
+        "return after(tile) > start ? (start > tiles.begin ? start - 1 : kEnd) : kEnd;",
+        "return kEnd;",
+    ),
+    Mutant("tail bound 40 bits short", GEOMETRY, "return 25.0f +", "return -15.0f +"),
+    Mutant(
+        "key range one short",
+        GEOMETRY,
+        "span.q_start + rows.end) : span.kv_end};",
+        "span.q_start + rows.end - 1) : span.kv_end};",
+    ),
+    _wait("dq: no wait for V", QUERY, 0, "backward", groups=1),
+    _wait("dq: no wait for K", QUERY, 0, "backward"),
+    _barrier("dq: no barrier after K", QUERY, 1, "backward"),
+    _barrier("dq: no barrier before the next K", QUERY, 2, "backward"),
+    Mutant("dq: delta left out", QUERY, "- delta[i / 2][i % 2])", ")", part="backward"),
+    Mutant("dq: lse in base e", QUERY, "lse * kLog2E", "lse", part="backward"),
+    Mutant(
+        "dq: no scale",
+        QUERY,
+        "problem.scale);",
+        "1.0f);",
+        part="backward",
+    ),
+    Mutant(
+        "dslopes: last warp forgotten",
+        QUERY,
+        "static_cast<int>(blockDim.x) / 32",
+        "static_cast<int>(blockDim.x) / 32 - 1",
+        part="backward",
+    ),
+    Mutant("dslopes: no barrier before the sum", QUERY, "__syncthreads();", "", 0, part="backward"),
+    _wait("dk: no wait for dO", KEY, 0, "backward", groups=1),
+    _wait("dk: no wait for Q", KEY, 0, "backward"),
+    _barrier("dk: no barrier after dO", KEY, 0, "backward"),
+    _barrier("dk: no barrier after Q", KEY, 1, "backward"),
+    _barrier("dk: no barrier before the next dO", KEY, 2, "backward"),
+    _barrier("dk: no barrier before the next Q", KEY, 3, "backward"),
+    Mutant(
+        "dk: only the first head of a group",
+        KEY,
+        "while (pair < group *",
+        "while (pair < 1 *",
+        part="backward",
+    ),
+    Mutant(
+        "dk: negligible tested with the wrong slope",
+        KEY,
+        "row_is_done(slack, view.slope2",
+        "row_is_done(slack, 16 * view.slope2",
+        part="backward",
+    ),
+    Mutant(
+        "dk: rows that see nothing count",
+        KEY,
+        "lse == -INFINITY ? INFINITY",
+        "lse == -INFINITY ? 0.0f",
+        part="backward",
+        equal="their scores are -inf, and rows past the end meet zeros in Q and dO",
+    ),
+    Mutant(
+        "dv from dS",
+        KEY,
+        "multiply_registers<T, D>(dv, s, dout_tile)",
+        "multiply_registers<T, D>(dv, dp, dout_tile)",
+        part="backward",
+    ),
+    Mutant(
+        "delta without dlse",
+        PREPASS,
+        "sum : sum - params.dlse[index]",
+        "sum : sum",
+        part="backward",
+    ),
+    Mutant("slack without the norms", PREPASS, "lse2 - needed", "lse2", part="backward"),
+    Mutant(
+        "keys seen by too few rows",
+        GEOMETRY,
+        "most(0, least(first - span.q_start, len_q))",
+        "most(0, least(first + 1 - span.q_start, len_q))",
+        part="backward",
+    ),
+    Mutant("weights: K overwritten while read", WEIGHTS, "__syncthreads();", "", 1, part="weights"),
+    Mutant(
+        "weights: unseen tiles not written",
+        WEIGHTS,
+        "all = {0, ceil_div(problem.len_k, kColumns)}",
+        "all = seen",
+        part="weights",
+    ),
+    Mutant(
+        "weights: transposed gather",
+        WEIGHTS,
+        "params, p, dp, delta, column, row)",
+        "params, p, dp, delta, row, column)",
+        part="weights",
+    ),
+)
+
+
+def mutate(mutant: Mutant, csrc: Path) -> None:
+    path = csrc / "cuda" / mutant.file
+    pieces = path.read_text().split(mutant.old)
+    assert len(pieces) > mutant.nth + 1, f"{mutant.what}: {mutant.old!r} is not in {mutant.file}"
+    head, tail = pieces[: mutant.nth + 1], pieces[mutant.nth + 1 :]
+    path.write_text(mutant.old.join(head) + mutant.new + mutant.old.join(tail))
+
+
+def outcome(mutant: Mutant) -> str:
+    """The first objection to a mutant; "" when it passes for right."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        mutate(mutant, folder / "csrc")
+        library = build_variant(folder / "csrc", f"{mutant.part}.cu", FLAGS, folder)
+        command = [sys.executable, "-m", "tests.cuda.mutants", "--run", str(library), mutant.part]
+        try:
+            run = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+            )
+        except subprocess.TimeoutExpired:
+            return "does not end"
+    if run.returncode == 0:
+        return ""
+    lines = [line for line in run.stderr.splitlines() if "Error: " in line]
+    text = lines[-1].split("Error: ", 1)[1].strip() if lines else f"process died ({run.returncode})"
+    return text or "results differ"
+
+
+def run_library(path: str, part: str) -> None:
+    from tests.cuda.checks import check
+    from tests.cuda.test_model import test_what_no_row_may_see_may_hold_anything
+
+    parts = ("forward", "backward") if part == "backward" else (part,)
+    model = Model(Path(path))
+    for seed in SEEDS:
+        for case, dtype in CASES:
+            check(model, case, dtype, seed=seed, parts=parts)
+    for case, dtype in SPLIT_CASES if part == "forward" else ():
+        check(model, case, dtype, seed=1, multiprocessors=16, parts=parts)
+    if part != "weights":
+        test_what_no_row_may_see_may_hold_anything(model, "float16")
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--run"]:
+        run_library(*arguments[1:])
+        return 0
+    missed = 0
+    for i in map(int, arguments) if arguments else range(len(MUTANTS)):
+        mutant = MUTANTS[i]
+        found = outcome(mutant)
+        missed += not found and not mutant.equal
+        print(f"| {i} | {mutant.what} | {found[:110] or mutant.equal or 'MISSED'} |", flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+// Checks of every access to shared memory: bounds, alignment, and races.
+//
+// An access is ordered after another warp's when that warp's time is one that this warp has
+// synchronised with.
+#include "machine.h"
+
+namespace simt {
+
+char* shared_at(uint32_t address, size_t bytes, size_t alignment, const char* what) {
+  if (address % alignment != 0) {
+    fail(std::string(what) + ": shared address " + std::to_string(address) + " not aligned to " +
+         std::to_string(alignment));
+  }
+  if (address + bytes > machine.shared_bytes) {
+    fail(std::string(what) + ": shared address " + std::to_string(address) + " outside the " +
+         std::to_string(machine.shared_bytes) + " bytes of the block");
+  }
+  return machine.shared + address;
+}
+
+namespace {
+[[noreturn]] void race(const char* what, const char* does, uint32_t word, const char* why) {
+  fail(std::string("RACE: ") + what + " " + does + " shared byte " + std::to_string(2 * word) +
+       " " + why);
+}
+}  // namespace
+
+void note_read(uint32_t address, int bytes, const char* what) {
+  if (!config.races) return;
+  const int me = machine.warp_index();
+  const Clock& clock = machine.warp().clock;
+  for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes) + 1) / 2; ++i) {
+    Shadow& s = machine.shadow[i];
+    if (s.written == kPending)
+      race(what, "reads", i, "while a copy to it is in flight (missing wait)");
+    if (s.writer != me && s.written > clock.at[s.writer])
+      race(what, "reads", i, "written by another warp, no barrier since");
+    s.read[me] = clock.at[me];
+  }
+}
+
+void note_write(uint32_t address, int bytes, const char* what, bool pending) {
+  if (!config.races) return;
+  const int me = machine.warp_index();
+  const Clock& clock = machine.warp().clock;
+  for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes) + 1) / 2; ++i) {
+    Shadow& s = machine.shadow[i];
+    if (s.written == kPending || (s.writer != me && s.written > clock.at[s.writer])) {
+      race(what, "writes", i, "that another warp or copy is writing");
+    }
+    for (size_t w = 0; w < machine.warps.size(); ++w) {
+      if (static_cast<int>(w) != me && s.read[w] > clock.at[w]) {
+        race(what, "writes", i, "that another warp may still be reading");
+      }
+    }
+    s.writer = me;
+    s.written = pending ? kPending : clock.at[me];
+  }
+}
+
+void note_landed(uint32_t address, int bytes) {
+  if (!config.races) return;
+  const int me = machine.warp_index();
+  for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes)) / 2; ++i) {
+    machine.shadow[i].writer = me;
+    machine.shadow[i].written = machine.warp().clock.at[me];
+  }
+}
+
+}  // namespace simt

@@ -1,0 +1,77 @@
+// The few functions of the CUDA runtime that csrc/cuda/launch.cuh calls. Device memory is host
+// memory; streams do nothing.
+#ifndef SIMT_RUNTIME_H_
+#define SIMT_RUNTIME_H_
+
+#include <cstdlib>
+#include <string>
+#include <tuple>
+#include <type_traits>
+
+#include "machine.h"
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+namespace simt {
+
+inline std::string& launch_error() {
+  static std::string text;
+  return text;
+}
+
+// Inputs and scratch that a GPU would page in: ends at a page that must not be touched, starts as
+// NaN.
+void* allocate(size_t bytes);
+void release(void* memory);
+
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), unsigned blocks, int threads, int shared_bytes,
+                   const Args&... args) {
+  const std::tuple<std::decay_t<Params>...> values(args...);
+  try {
+    run_grid(blocks, threads, static_cast<size_t>(shared_bytes),
+             [&] { std::apply(kernel, values); });
+  } catch (const Error& error) {
+    launch_error() = error.what();
+    return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace simt
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute == cudaDevAttrComputeCapabilityMajor) *value = 8;
+  if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
+    *value = 99 * 1024;  // of sm_86 and sm_89
+  if (attribute == cudaDevAttrMultiProcessorCount) *value = simt::config.multiprocessors;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) {
+  *memory = simt::allocate(bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+  simt::release(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  memset(memory, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return simt::launch_error().c_str(); }
+
+#endif  // SIMT_RUNTIME_H_

@@ -1,0 +1,45 @@
+"""The CPU model itself: what it must report, and that it has no memory errors of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.model import MODEL, ROOT
+
+SIMT = MODEL / "simt"
+
+
+def run_self_test(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    program = folder / "selftest"
+    names = ("selftest.cc", "machine.cc", "races.cc", "control.cc")
+    every = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{MODEL}", *flags]
+    subprocess.run(
+        ["g++", *every, *(str(SIMT / name) for name in names), "-o", str(program)], check=True
+    )
+    # A block that is given up leaves what its fibers held: no leak check.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run(
+        [str(program)], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+@pytest.mark.parametrize("flags", [(), ("-g", "-fsanitize=address")], ids=["plain", "asan"])
+def test_wrong_kernels_are_reported_and_right_ones_are_not(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    result = run_self_test(tmp_path, *flags)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_kernels_include_nothing_of_the_model() -> None:
+    """One switch in each of the two files that talk to the GPU; everything else is unaware."""
+    aware = {
+        path.relative_to(ROOT / "csrc" / "cuda").as_posix()
+        for path in (ROOT / "csrc" / "cuda").rglob("*")
+        if path.is_file() and "ALIBI_CPU_MODEL" in path.read_text()
+    }
+    assert aware == {"sm80/device.cuh", "launch.cuh", "entry.cu"}
