@@ -18,7 +18,8 @@
 // relative to u_i. kNormFloor covers squares that a process which flushes subnormals to zero loses.
 // kSlack = 0.01 covers the roundings that do not scale with u_i and the error of exp2. NaN and inf
 // never satisfy the test: such rows visit every key. The backward applies the same test with the
-// row's final log-sum-exp in place of m_i and l_i = 1.
+// row's final log-sum-exp in place of m_i and l_i = 1 / (1 + slope * distance): Rule B of
+// docs/maths.md.
 #ifndef ALIBI_CPU_PRUNE_H_
 #define ALIBI_CPU_PRUNE_H_
 

@@ -80,7 +80,6 @@ class Gradients:
 
 def _collect(
     case: Case,
-    x: Inputs,
     dtype: str,
     work: list[tuple[Head, Array, Array | None, Array]],
     roundings: float,
@@ -88,18 +87,20 @@ def _collect(
     """The gradients from dS of every head: (head, ds, dv, rounding of each row's centre).
 
     The floor of each is what the rounded centres may move it, and `roundings` * 2^-24 of its
-    largest entry.
+    largest entry. For dslopes, whose terms cancel, of the sum of their absolute values.
     """
     c = f32(case.options["scale"])
     dq = np.zeros((case.B, case.Hq, case.Sq, case.D), f32)
     dk = np.zeros((case.B, case.Hkv, case.Sk, case.D), f32)
     dv = np.zeros((case.B, case.Hkv, case.Sk, case.D), f32)
     dslopes = np.zeros(case.Hq, f32)
+    sizes = {"dslopes": np.zeros(case.Hq)}
     moved = {"dq": 0.0, "dk": np.zeros(dk.shape), "dslopes": np.zeros(case.Hq)}
     for head, ds, dv_head, centre in work:
         dq[head.b, head.h] = c * (ds @ head.k)
         dk[head.b, head.g] += c * (ds.T @ head.q)
         dslopes[head.h] += (ds * head.ramp).sum()
+        sizes["dslopes"][head.h] += abs(ds * head.ramp).sum()
         if dv_head is not None:
             dv[head.b, head.g] += dv_head
         pushed = head.p * centre[:, None]  # by how much a rounded centre may move dS
@@ -109,10 +110,11 @@ def _collect(
     rival = {"dq": dq, "dk": dk, "dv": dv}
     rival = {name: bnsd(case, value.astype(NUMPY_DTYPES[dtype])) for name, value in rival.items()}
     rival["dslopes"] = dslopes
+    sizes |= {name: abs(value.astype(f32)) for name, value in rival.items() if name not in sizes}
     floors = {
-        name: (float(np.max(moved.get(name, 0.0), initial=0)) if name != "dv" else 0.0)
-        + roundings * 2.0**-24 * float(abs(value.astype(f32)).max(initial=0))
-        for name, value in rival.items()
+        name: float(np.max(moved.get(name, 0.0), initial=0))
+        + roundings * 2.0**-24 * float(sizes[name].max(initial=0))
+        for name in rival
     }
     return Gradients(rival, floors)
 
@@ -129,7 +131,7 @@ def attention_gradients(case: Case, x: Inputs, dtype: str, dlse: Array) -> Gradi
         delta = (do * out).sum(axis=1) - dlse[head.b, head.h]
         ds = head.p * (do @ v[head.b, head.g].T - delta[:, None])
         work.append((head, ds, head.p.T @ do, EPSILON[dtype] / 2 * abs(do * out).sum(axis=1)))
-    return _collect(case, x, dtype, work, 4.0 + 2.0 * largest)
+    return _collect(case, dtype, work, 4.0 + 2.0 * largest)
 
 
 def weights_gradients(case: Case, x: Inputs, dtype: str, dp: Array) -> Gradients:
@@ -143,4 +145,4 @@ def weights_gradients(case: Case, x: Inputs, dtype: str, dp: Array) -> Gradients
         ds = head.p * (gradient - centre[:, None])
         pushed = half * (spread.max(axis=1, initial=0) + (head.p * abs(gradient)).sum(axis=1))
         work.append((head, ds, None, pushed))
-    return _collect(case, x, dtype, work, 4.0)
+    return _collect(case, dtype, work, 4.0)

@@ -262,8 +262,6 @@ def test_empty_sizes(shape: tuple[int, int, int, int]) -> None:
         assert not grad.any()
 
 
-# ---- Pruning: docs/maths.md, Theorem 2 ----
-
 PRUNED = (
     Case("steep", 1, 4, 4, 1500, 1500, 16, slopes="learned"),
     Case("two-sided", 1, 2, 2, 700, 1100, 16, causal=False, slopes="learned"),
@@ -295,7 +293,9 @@ def bound_is_tight(x: Inputs) -> None:
 @pytest.mark.parametrize("change", [as_drawn, far_keys_score_highest, bound_is_tight])
 @pytest.mark.parametrize("case", PRUNED, ids=str)
 def test_pruning_stays_within_its_bound(case: Case, change: Callable[[Inputs], None]) -> None:
-    """|pruned - truth| <= |dense - truth| + Theorem 2 + one rounding of the largest entry."""
+    """|pruned - truth| <= |dense - truth| + Theorem 2, and no worse than float32 rounding: at most
+    twice the dense error plus a unit in the last place of the largest entry. The first is proved
+    for any input, the second is what the tile-wise use of the bound leaves of it."""
     x = make_inputs(case)
     change(x)
     truth = truth_of(case, x, x.dlse)
@@ -313,8 +313,8 @@ def test_pruning_stays_within_its_bound(case: Case, change: Callable[[Inputs], N
         "dslopes": case.B * case.Sq * eps * largest / gentlest,
     }
     for name in NAMES:
-        rounding = 2 * eps * abs(truth[name]).max()
-        allowed = worst_error(dense[name], truth[name]) + bound[name] + rounding
+        error, unit = worst_error(dense[name], truth[name]), 2 * eps * abs(truth[name]).max()
+        allowed = min(error + bound[name] + unit, 2 * error + unit)
         assert_close(pruned[name], truth[name], allowed, name)
 
 
@@ -343,9 +343,6 @@ def test_pruning_leaves_tiles_out() -> None:
     for slopes in ("zero", "negative"):
         flat = Case(f"counted-{slopes}", 1, 2, 2, 2000, 2000, 8, slopes=slopes)
         assert run(flat, make_inputs(flat), True)[0] == 1.0
-
-
-# ---- Long sequences ----
 
 
 def test_slope_gradients_of_long_sequences() -> None:

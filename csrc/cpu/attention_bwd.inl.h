@@ -1,0 +1,378 @@
+// Backward pass of fused ALiBi attention: P is recomputed from lse; five products in one pass.
+//
+//   P_ij  = exp(s_ij - lse_i)                   delta_i = <dout_i, out_i> - dlse_i
+//   dS_ij = P_ij (<dout_i, v_j> - delta_i)      dslope  = sum_ij dS_ij dbias_ij
+//   dq_i  = scale sum_j dS_ij k_j     dk_j = scale sum_i dS_ij q_i     dv_j = sum_i P_ij dout_i
+//
+// As in the forward, query rows live in the vector lanes and scores are in log2 units. For a tile
+// of keys against a tile of rows, with accumulators that start from the bias ramp and from -delta:
+//
+//   P^T  = 2^(ramp + K Q^T + off)     dS^T = P^T (-delta + V dOut^T)           dot_keys
+//   dQ^T += K^T dS^T                  a sum over keys, rows in the lanes       add_products
+//   dV   += P^T dOut,  dK += dS^T Q   sums over rows, head dims in the lanes   add_outer
+//
+// Three phases; the items of the first two are a queue for the threads:
+//   1. prepare_rows     a tile of rows: -lse, -delta, and the keys that it visits (prune.h)
+//   2. AttentionChunk   a chunk of keys (key_chunks.inl.h, chunk_work.inl.h), copied once to
+//                       float32 scratch whatever its type and strides; then the rows of all query
+//                       heads that share it pass by
+//   3. sum_dslopes      adds up the tiles, chunks and batch items in double precision
+// A chunk and its gradients stay in the second-level cache, P and dS of a tile in the first.
+//
+// Pruning needs a stricter limit than in the forward: a skipped pair is missing from a column too,
+// and in dslopes it would count |p_i - j| times. tail * (1 + slope * distance) <= 2^-24 covers all
+// of it (docs/maths.md, Rule B).
+//
+// A row that may see nothing (lse = -inf) contributes nothing, whatever its dout. Otherwise
+// non-finite numbers follow IEEE rules.
+#ifndef ALIBI_CPU_ATTENTION_BWD_INL_H_
+#define ALIBI_CPU_ATTENTION_BWD_INL_H_
+
+#include <stdint.h>
+#include <string.h>
+
+#include "chunk_work.inl.h"
+#include "exp.inl.h"
+#include "geometry.h"
+#include "key_chunks.inl.h"
+#include "micro.inl.h"
+#include "micro_bwd.inl.h"
+#include "parallel.h"
+#include "prune.h"
+#include "scores.inl.h"
+#include "tile_io.inl.h"
+#include "work.h"
+
+namespace alibi::cpu {
+namespace {
+
+// What is kept about each row: indices into ChunkCall::row_values.
+enum : int {
+  kMinusLse2,  // -lse of the moved row in log2 units; -inf, so weights of 0, if it sees nothing
+  kMinusDelta,
+};
+
+template <class V>
+struct AttentionBwdCall {
+  ChunkCall<AlibiAttentionBwdArgs> chunks;
+  const KeyNormTable<V>& norms;
+};
+
+template <class V>
+struct PrepareScratch {
+  float *dout, *out;             // [kRows][padded dim]
+  float* q_t;                    // [dim][kRows]
+  float *q_norm, *lse2, *limit;  // [kRows]
+  int64_t floats;
+
+  PrepareScratch(float* base, int dim) {
+    Carver carver{base, 0};
+    dout = carver.take(row_scratch<V>(kRows<V>, dim));
+    out = carver.take(row_scratch<V>(kRows<V>, dim));
+    q_t = carver.take(transposed_scratch<V>(dim));
+    q_norm = carver.take(kRows<V>);
+    lse2 = carver.take(kRows<V>);
+    limit = carver.take(kRows<V>);
+    floats = carver.used;
+  }
+};
+
+template <class V>
+float dot_rows(const float* a, const float* b, int padded) {
+  typename V::Reg sum = V::zero();
+  for (int d = 0; d < padded; d += V::kWidth) sum = V::fma(V::load(a + d), V::load(b + d), sum);
+  return V::reduce_add(sum);
+}
+
+// Fills the row values of a tile, lse2 for the prune test, and the tile's shift_dslope. Returns
+// whether any row sees a key.
+template <class V>
+bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile& rows, float slope,
+                     int64_t b, int64_t h, const PrepareScratch<V>& w, PreparedTile* tile) {
+  const AlibiAttentionBwdArgs& a = call.args;
+  const AlibiProblem& p = a.problem;
+  const int dim = static_cast<int>(p.head_dim), padded = round_up(dim, V::kWidth);
+  copy_head_rows<V>(head_view(a.dout, p.dtype, b, h), rows.row0, rows.rows, dim, w.dout);
+  copy_head_rows<V>(head_view(a.out, p.dtype, b, h), rows.row0, rows.rows, dim, w.out);
+  bool any = false;
+  for (int i = 0; i < kRows<V>; ++i) {
+    w.lse2[i] = __builtin_inff();
+    if (i >= rows.rows) continue;
+    const int64_t row = (b * p.heads_q + h) * p.len_q + rows.row0 + i;
+    float minus_delta = 0.0f;
+    if (a.lse[row] != -__builtin_inff()) {
+      const float dlse = a.dlse == nullptr ? 0.0f : a.dlse[row];
+      w.lse2[i] = static_cast<float>((a.lse[row] - slope * rows.shift) / kLn2);
+      minus_delta = dlse - dot_rows<V>(w.dout + i * padded, w.out + i * padded, padded);
+      // dbias/dslope of every pair holds `shift`, and sum_j dS_ij = dlse_i.
+      tile->shift_dslope += rows.shift * dlse;
+      any = true;
+    }
+    call.row_values[kMinusLse2][row] = -w.lse2[i];
+    call.row_values[kMinusDelta][row] = minus_delta;
+  }
+  return any;
+}
+
+// The keys that a tile of rows visits: all that its rows may see, less what the bound proves
+// negligible at either end.
+template <class V>
+KeyRange visited_keys(const RowTile& rows, float slope, const PruneTest<V>& prune,
+                      const PrepareScratch<V>& w) {
+  constexpr int64_t kStep = 32;
+  auto negligible = [&](float gradient, int64_t next, bool left) {
+    const double ahead = static_cast<double>(next - rows.pos0);
+    for (int i = 0; i < kRows<V>; ++i) {
+      const double distance = __builtin_fabs(ahead - i) + __builtin_fabs(rows.shift);
+      w.limit[i] = static_cast<float>(1.0 / (1.0 + slope * distance));
+    }
+    return prune.negligible(gradient, next, left, w.lse2, w.limit);
+  };
+  KeyRange left{rows.left.end, rows.left.end}, right{rows.right.begin, rows.right.begin};
+  while (left.begin > rows.left.begin && !negligible(rows.slope2, left.begin - 1, true)) {
+    left.begin = max_int64(left.begin - kStep, rows.left.begin);
+  }
+  while (right.end < rows.right.end && !negligible(rows.right_gradient, right.end, false)) {
+    right.end = min_int64(right.end + kStep, rows.right.end);
+  }
+  return join(join(left, rows.diagonal), right);
+}
+
+template <class V>
+void prepare_rows(const void* context, int64_t index, float* scratch) {
+  const auto& call = *static_cast<const AttentionBwdCall<V>*>(context);
+  const AlibiAttentionBwdArgs& a = call.chunks.args;
+  const AlibiProblem& p = a.problem;
+  const int dim = static_cast<int>(p.head_dim);
+  const int64_t head = index / call.chunks.row_tiles, b = head / p.heads_q, h = head % p.heads_q;
+  const int64_t row0 = index % call.chunks.row_tiles * kRows<V>;
+  const RowTile rows = make_row_tile<V>(p, span_of(p, a.spans, b), a.slopes[h], row0);
+  const PrepareScratch<V> w(scratch, dim);
+  PreparedTile& tile = call.chunks.tiles[index];
+  tile = {{0, 0}, 0.0};
+  if (prepare_softmax<V>(call.chunks, rows, a.slopes[h], b, h, w, &tile)) {
+    const KeyNorms norms = call.norms.head(b, h / call.chunks.group());
+    if (norms.prefix != nullptr) {
+      load_transposed<V>(head_view(a.q, p.dtype, b, h), row0, rows.rows, dim, p.scale * kLog2E,
+                         w.q_t);
+    }
+    const PruneTest<V> prune(p, norms, a.slopes[h], rows, w.q_t, w.q_norm);
+    tile.keys = visited_keys<V>(rows, a.slopes[h], prune, w);
+  }
+  if (tile.keys.empty()) clear_rows<V>(head_view(a.dq, p.dtype, b, h), row0, rows.rows, dim);
+  RowTile visited = rows;
+  visited.left = intersect(rows.left, tile.keys);
+  visited.diagonal = intersect(rows.diagonal, tile.keys);
+  visited.right = intersect(rows.right, tile.keys);
+  count_work(a.options, count_tiles(visited), count_tiles(rows));
+}
+
+template <class V>
+struct AttentionScratch {
+  float *values, *dvalues;          // [chunk + kKeys][padded dim]
+  float* dout;                      // [kRows][padded dim]
+  float *q_t, *dout_t;              // [dim][kRows]
+  float* p_t;                       // [kBwdTileKeys][kRows]
+  float* ramp;                      // [kRampFloats]
+  float *minus_lse2, *minus_delta;  // [kRows]
+
+  void carve(Carver* carver, int dim, int64_t chunk_keys) {
+    const int64_t chunk = (chunk_keys + V::kKeys) * round_up(dim, V::kWidth);
+    values = carver->take(chunk);
+    dvalues = carver->take(chunk);
+    dout = carver->take(row_scratch<V>(kRows<V>, dim));
+    q_t = carver->take(transposed_scratch<V>(dim));
+    dout_t = carver->take(transposed_scratch<V>(dim));
+    p_t = carver->take(kBwdTileKeys * kRows<V>);
+    ramp = carver->take(kRampFloats);
+    minus_lse2 = carver->take(kRows<V>);
+    minus_delta = carver->take(kRows<V>);
+  }
+};
+
+template <class V>
+int64_t attention_scratch_floats(int dim, int64_t chunk_keys) {
+  Carver carver{nullptr, 0};
+  ChunkScratch<V>().carve(&carver, dim, chunk_keys);
+  AttentionScratch<V>().carve(&carver, dim, chunk_keys);
+  return carver.used;
+}
+
+template <class V>
+class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk<V>> {
+  using Base = ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk<V>>;
+  using Reg = typename V::Reg;
+  using Base::args_, Base::b_, Base::call_, Base::dim_, Base::padded_, Base::problem_, Base::w_;
+
+ public:
+  AttentionChunk(const ChunkCall<AlibiAttentionBwdArgs>& call, int64_t unit, float* scratch)
+      : Base(call, unit) {
+    Carver carver{scratch, 0};
+    w_.carve(&carver, dim_, call.chunks.keys);
+    own_.carve(&carver, dim_, call.chunks.keys);
+  }
+
+  void load_keys() {
+    this->load_head_keys(args_.v, own_.values);
+    this->clear_keys(own_.dvalues);
+  }
+
+  void store_keys() { this->store_head_keys(own_.dvalues, 1.0f, args_.dv); }
+
+  void load_rows(const RowTile& rows, int64_t head, int64_t h) {
+    copy_head_rows<V>(head_view(args_.q, problem_.dtype, b_, h), rows.row0, rows.rows, dim_, w_.q);
+    copy_head_rows<V>(head_view(args_.dout, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
+                      own_.dout);
+    const int64_t first = head * problem_.len_q + rows.row0;
+    for (int i = 0; i < kRows<V>; ++i) {
+      const bool exists = i < rows.rows;
+      own_.minus_lse2[i] = exists ? call_.row_values[kMinusLse2][first + i] : -__builtin_inff();
+      own_.minus_delta[i] = exists ? call_.row_values[kMinusDelta][first + i] : 0.0f;
+      if (!exists || own_.minus_lse2[i] != -__builtin_inff()) continue;
+      memset(w_.q + i * padded_, 0, sizeof(float) * padded_);
+      memset(own_.dout + i * padded_, 0, sizeof(float) * padded_);
+    }
+    load_transposed<V>({w_.q, padded_, ALIBI_FLOAT32}, 0, rows.rows, dim_, problem_.scale * kLog2E,
+                       own_.q_t);
+    load_transposed<V>({own_.dout, padded_, ALIBI_FLOAT32}, 0, rows.rows, dim_, 1.0f, own_.dout_t);
+  }
+
+  // P^T and dS^T of a tile. On a causal diagonal, row vectors wholly before a group of keys are
+  // left out.
+  void compute_tile(const RowTile& rows, const KeyTile& tile) {
+    const TileBias bias = tile_bias(rows, tile);
+    const bool masked = tile.diagonal && problem_.causal != 0;
+    if (!tile.diagonal) fill_ramp<V>(bias, tile.count, own_.ramp);
+    const int ahead = static_cast<int>(rows.pos0 - tile.begin);  // small where it is used
+    for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
+      const int first = masked ? (k0 - ahead) / V::kWidth : 0;
+      const Group group{this->key_offset(tile.begin + k0), k0, first * V::kWidth};
+      with_count<V::kRowVecs>(rows.vecs - first, [&](auto n) {
+        constexpr int N = decltype(n)::value;
+        if (tile.diagonal) {
+          diagonal_group<N>(group, rows.slope2, static_cast<float>(ahead + group.lane - k0),
+                            masked);
+        } else {
+          linear_group<N>(group, bias);
+        }
+      });
+    }
+  }
+
+  void add_strip(const RowTile& rows, int begin, int count, int lane, int64_t key) {
+    add_outer<V>(own_.p_t + begin * kRows<V> + lane, own_.dout + lane * padded_, padded_,
+                 rows.rows - lane, count, padded_, own_.dvalues + key, padded_);
+  }
+
+ private:
+  // What one call of the micro-kernels works on: kKeys keys, from key k0 of the tile on, and row
+  // vectors from row `lane` on.
+  struct Group {
+    int64_t key;  // offset of the first key in the copies
+    int k0, lane;
+  };
+
+  // A group off the diagonal: the bias is the ramp and one number per row.
+  template <int N>
+  void linear_group(const Group& g, const TileBias& bias) {
+    Acc<V, N> acc;
+    Reg off[N];
+    for (int v = 0; v < N; ++v) {
+      const int lane = v * V::kWidth;
+      off[v] = V::add(anchor_bias<V>(bias, lane), V::load(own_.minus_lse2 + lane));
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < V::kKeys; ++k) {
+      const Reg start = V::set1(own_.ramp[g.k0 + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) acc[k][v] = start;
+    }
+    finish_group<N>(g, acc, off, [](int, int, Reg x) { return x; });
+  }
+
+  // A group on the diagonal: bias and mask pair by pair. `ahead` is the position of row `lane`
+  // minus that of the first key.
+  template <int N>
+  void diagonal_group(const Group& g, float slope2, float ahead, bool masked) {
+    Acc<V, N> acc;
+    Reg off[N], row[N];
+    for (int v = 0; v < N; ++v) {
+      off[v] = V::load(own_.minus_lse2 + g.lane + v * V::kWidth);
+      row[v] = V::add(V::iota(), V::set1(ahead + static_cast<float>(v * V::kWidth)));
+#pragma GCC unroll 8
+      for (int k = 0; k < V::kKeys; ++k) {
+        const Reg distance = V::sub(row[v], V::set1(static_cast<float>(k)));
+        acc[k][v] = V::mul(V::set1(-slope2), V::abs(distance));
+      }
+    }
+    finish_group<N>(g, acc, off, [&](int k, int v, Reg x) {
+      const Reg seen = V::select(V::lt(row[v], V::set1(static_cast<float>(k))), V::zero(), x);
+      return masked ? seen : x;
+    });
+  }
+
+  // acc holds the bias; off is the rest of it less lse; `mask` zeroes what the row may not see.
+  template <int N, class Mask>
+  ALIBI_INLINE void finish_group(const Group& g, Acc<V, N>& acc, const Reg (&off)[N], Mask mask) {
+    float* p_t = own_.p_t + g.k0 * kRows<V> + g.lane;
+    float* ds_t = w_.ds_t + g.k0 * kRows<V> + g.lane;
+    dot_keys<V, N>(own_.q_t + g.lane, w_.keys + g.key, padded_, dim_, acc);
+#pragma GCC unroll 8
+    for (int k = 0; k < V::kKeys; ++k) {
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        const Reg p = exp2<V>(V::add(acc[k][v], off[v]));
+        V::store(p_t + k * kRows<V> + v * V::kWidth, mask(k, v, p));
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) {
+      const Reg start = V::load(own_.minus_delta + g.lane + v * V::kWidth);
+#pragma GCC unroll 8
+      for (int k = 0; k < V::kKeys; ++k) acc[k][v] = start;
+    }
+    dot_keys<V, N>(own_.dout_t + g.lane, own_.values + g.key, padded_, dim_, acc);
+#pragma GCC unroll 8
+    for (int k = 0; k < V::kKeys; ++k) {
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        const Reg p = V::load(p_t + k * kRows<V> + v * V::kWidth);
+        V::store(ds_t + k * kRows<V> + v * V::kWidth, mask(k, v, V::mul(acc[k][v], p)));
+      }
+    }
+  }
+
+  AttentionScratch<V> own_;
+};
+
+template <class V>
+void attention_chunk(const void* context, int64_t unit, float* scratch) {
+  const auto& call = *static_cast<const AttentionBwdCall<V>*>(context);
+  AttentionChunk<V>(call.chunks, unit, scratch).run();
+}
+
+template <class V>
+int32_t attention_bwd(const AlibiAttentionBwdArgs& a, int threads) {
+  const AlibiProblem& p = a.problem;
+  const int dim = static_cast<int>(p.head_dim);
+  KeyNormTable<V> norms(p, a.k, a.spans);
+  int32_t status = norms.fill(threads);
+  if (status != ALIBI_OK) return status;
+  const KeyChunks chunks = cut_keys<V>(p, 4);
+  const CallBuffers<V> buffers(p, chunks);
+  if (!buffers.allocated()) return ALIBI_OUT_OF_MEMORY;
+  const AttentionBwdCall<V> call{buffers.call(a, chunks), norms};
+  const double rows = static_cast<double>(p.batch) * p.heads_q * p.len_q;
+  status = run_items(p.batch * p.heads_q * call.chunks.row_tiles, threads, 4.0 * rows * dim,
+                     PrepareScratch<V>(nullptr, dim).floats, &prepare_rows<V>, &call);
+  if (status != ALIBI_OK) return status;
+  status = run_items(chunks.units(), threads, 10.0 * rows * p.len_k * dim,
+                     attention_scratch_floats<V>(dim, chunks.keys), &attention_chunk<V>, &call);
+  if (status == ALIBI_OK && a.dslopes != nullptr) sum_dslopes(call.chunks);
+  return status;
+}
+
+}  // namespace
+}  // namespace alibi::cpu
+
+#endif  // ALIBI_CPU_ATTENTION_BWD_INL_H_

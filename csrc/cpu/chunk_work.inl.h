@@ -1,0 +1,276 @@
+// What the backward passes of both operations do with a chunk of keys, given the tiles of dS^T that
+// an operation computes:
+//
+//   dQ^T += K^T dS^T     dK += dS^T Q     dslope += sum dS_ij dbias_ij
+//
+// ChunkWork is that loop: for every query head that shares the keys, and every tile of rows that
+// sees some of them, the tiles of keys left of the diagonal, on it and right of it (geometry.h).
+// An operation (attention_bwd.inl.h, weights_bwd.inl.h) derives from it and fills in
+//
+//   load_keys(), store_keys()       its own tensors of the chunk, if any
+//   load_rows(rows, head, h)        q, and whatever dS needs of a tile of rows
+//   compute_tile(rows, tile)        dS^T of one tile
+//   add_strip(...)                  its own gradients, for keys that the same row vectors see
+#ifndef ALIBI_CPU_CHUNK_WORK_INL_H_
+#define ALIBI_CPU_CHUNK_WORK_INL_H_
+
+#include <stdint.h>
+#include <string.h>
+
+#include "geometry.h"
+#include "key_chunks.inl.h"
+#include "micro.inl.h"
+#include "micro_bwd.inl.h"
+#include "scores.inl.h"
+#include "tile_io.inl.h"
+#include "work.h"
+
+namespace alibi::cpu {
+namespace {
+
+// Keys of a tile. P^T and dS^T together take 24 KB with AVX-512.
+constexpr int kBwdTileKeys = 64;
+
+// What the first phase leaves about one tile of rows.
+struct PreparedTile {
+  KeyRange keys;        // what it visits; empty: its part of dq is already written, as 0
+  double shift_dslope;  // its part of dslopes that moving the rows took out of the scores
+};
+
+// One call, as all threads see it.
+template <class Args>
+struct ChunkCall {
+  const Args& args;
+  const KeyChunks chunks;
+  const Turns turns;
+  const int64_t row_tiles;     // per query head
+  PreparedTile* const tiles;   // [B, Hq, row_tiles]
+  float* const dq_sum;         // [B, Hq, Sq, D], or null: dq is float32, or there is one chunk only
+  double* const dslope_parts;  // [units, group]
+  float* const row_values[2];  // [B, Hq, Sq] each: what the operation keeps about each row
+
+  int64_t group() const { return args.problem.heads_q / args.problem.heads_kv; }
+};
+
+// The memory of a ChunkCall.
+template <class V>
+struct CallBuffers {
+  Buffer done, tiles, dq_sum, dslope_parts, rows;
+
+  CallBuffers(const AlibiProblem& p, const KeyChunks& chunks)
+      : done(sizeof(int64_t) * chunks.units()),
+        tiles(sizeof(PreparedTile) * p.batch * p.heads_q * divide_up(p.len_q, kRows<V>)),
+        dq_sum(p.dtype == ALIBI_FLOAT32 || chunks.count == 1
+                   ? 0
+                   : sizeof(float) * p.batch * p.heads_q * p.len_q * p.head_dim),
+        dslope_parts(sizeof(double) * p.batch * p.heads_q * chunks.count),
+        rows(sizeof(float) * 2 * p.batch * p.heads_q * p.len_q) {}
+
+  bool allocated() const {
+    return done.data() != nullptr && tiles.data() != nullptr && dq_sum.data() != nullptr &&
+           dslope_parts.data() != nullptr && rows.data() != nullptr;
+  }
+
+  template <class Args>
+  ChunkCall<Args> call(const Args& args, const KeyChunks& chunks) const {
+    const AlibiProblem& p = args.problem;
+    const bool direct = p.dtype == ALIBI_FLOAT32 || chunks.count == 1;
+    return {args,
+            chunks,
+            Turns(static_cast<int64_t*>(done.data()), chunks),
+            divide_up(p.len_q, kRows<V>),
+            static_cast<PreparedTile*>(tiles.data()),
+            direct ? nullptr : dq_sum.floats(),
+            static_cast<double*>(dslope_parts.data()),
+            {rows.floats(), rows.floats() + p.batch * p.heads_q * p.len_q}};
+  }
+};
+
+template <class V>
+struct ChunkScratch {
+  float *keys, *dkeys;  // [chunk + kKeys][padded dim]; the last kKeys rows only pad
+  float* q;             // [kRows][padded dim]
+  float* dq_t;          // [dim][kRows]
+  float* ds_t;          // [kBwdTileKeys][kRows]
+
+  void carve(Carver* carver, int dim, int64_t chunk_keys) {
+    const int64_t chunk = (chunk_keys + V::kKeys) * round_up(dim, V::kWidth);
+    keys = carver->take(chunk);
+    dkeys = carver->take(chunk);
+    q = carver->take(row_scratch<V>(kRows<V>, dim));
+    dq_t = carver->take(transposed_scratch<V>(dim));
+    ds_t = carver->take(kBwdTileKeys * kRows<V>);
+  }
+};
+
+// sum dS_ij dbias_ij / dslope over the keys [begin, end) of a tile and N row vectors from `lane`
+// on. Off the diagonal dbias/dslope is sign * (j - p_i), on it -|p_i - j|.
+template <class V, int N>
+float slope_gradient(const float* ds_t, const RowTile& rows, const KeyTile& tile, float sign,
+                     int lane, int begin, int end) {
+  typename V::Reg total = V::zero();
+  for (int v = 0; v < N; ++v) {
+    const int64_t ahead = rows.pos0 + lane + v * V::kWidth - (tile.begin + begin);
+    const typename V::Reg row = V::add(V::iota(), V::set1(static_cast<float>(ahead)));
+    typename V::Reg ds_sum = V::zero(), weighted = V::zero();
+    for (int k = 0; k < end - begin; ++k) {
+      const typename V::Reg key = V::set1(static_cast<float>(k));
+      const typename V::Reg ds = V::load(ds_t + (begin + k) * kRows<V> + lane + v * V::kWidth);
+      if (tile.diagonal) {
+        weighted = V::fnma(ds, V::abs(V::sub(row, key)), weighted);
+      } else {
+        weighted = V::fma(ds, key, weighted);
+        ds_sum = V::add(ds_sum, ds);
+      }
+    }
+    if (!tile.diagonal) weighted = V::mul(V::set1(sign), V::fnma(ds_sum, row, weighted));
+    total = V::add(total, weighted);
+  }
+  return V::reduce_add(total);
+}
+
+template <class V, class Args, class Operation>
+class ChunkWork {
+ public:
+  // One unit of work.
+  void run() {
+    load_head_keys(args_.k, w_.keys);
+    clear_keys(w_.dkeys);
+    self().load_keys();
+    for (int64_t i = 0; i < call_.group(); ++i) {
+      dslope_ = 0.0;
+      // Last rows first: under a causal mask those are the rows that every chunk begins with.
+      for (int64_t item = 0; item < call_.row_tiles; ++item) {
+        visit_rows(kv_head_ * call_.group() + i, call_.row_tiles - 1 - item,
+                   i * call_.row_tiles + item);
+      }
+      call_.dslope_parts[unit_ * call_.group() + i] = dslope_;
+    }
+    store_head_keys(w_.dkeys, problem_.scale, args_.dk);
+    self().store_keys();
+  }
+
+ protected:
+  ChunkWork(const ChunkCall<Args>& call, int64_t unit)
+      : call_(call),
+        args_(call.args),
+        problem_(call.args.problem),
+        unit_(unit),
+        b_(call.chunks.head(unit) / problem_.heads_kv),
+        kv_head_(call.chunks.head(unit) % problem_.heads_kv),
+        chunk_(call.chunks.range(unit, problem_.len_k)),
+        dim_(static_cast<int>(problem_.head_dim)),
+        padded_(round_up(dim_, V::kWidth)) {}
+
+  // Copies the keys (or values) of the chunk that any row may see; the others stay unread. The rest
+  // of the last group is zero.
+  void load_head_keys(const AlibiTensor& tensor, float* dst) const {
+    const Span span = span_of(problem_, args_.spans, b_);
+    const KeyRange seen = intersect(chunk_, {span.kv_start, span.kv_end});
+    if (seen.empty()) return;
+    copy_head_rows<V>(head_view(tensor, problem_.dtype, b_, kv_head_), seen.begin,
+                      static_cast<int>(seen.end - seen.begin), dim_,
+                      dst + (seen.begin - chunk_.begin) * padded_);
+    memset(dst + (seen.end - chunk_.begin) * padded_, 0, sizeof(float) * V::kKeys * padded_);
+  }
+  void clear_keys(float* dst) const {
+    memset(dst, 0, sizeof(float) * (chunk_.end - chunk_.begin) * padded_);
+  }
+  void store_head_keys(const float* src, float factor, const AlibiTensor& tensor) const {
+    store_rows<V>(src, factor, chunk_.end - chunk_.begin, dim_,
+                  head_view(tensor, problem_.dtype, b_, kv_head_), chunk_.begin);
+  }
+  // Offset, in the copies, of key j.
+  int64_t key_offset(int64_t j) const { return (j - chunk_.begin) * padded_; }
+
+  const ChunkCall<Args>& call_;
+  const Args& args_;
+  const AlibiProblem& problem_;
+  const int64_t unit_, b_, kv_head_;
+  const KeyRange chunk_;
+  const int dim_, padded_;
+  ChunkScratch<V> w_;
+
+ private:
+  Operation& self() { return static_cast<Operation&>(*this); }
+
+  // Tile t of the rows of head h; `item` is its number in the order of turns.
+  void visit_rows(int64_t h, int64_t t, int64_t item) {
+    const int64_t head = b_ * problem_.heads_q + h;
+    const KeyRange visited = call_.tiles[head * call_.row_tiles + t].keys;
+    const KeyRange keys = intersect(visited, chunk_);
+    if (keys.empty()) return;
+    const RowTile rows = make_row_tile<V>(problem_, span_of(problem_, args_.spans, b_),
+                                          args_.slopes[h], t * kRows<V>);
+    self().load_rows(rows, head, h);
+    memset(w_.dq_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
+    const bool linear = problem_.bias == ALIBI_SIGNED && problem_.causal == 0;
+    visit_run(rows, intersect(rows.left, keys), false, rows.slope2, 1.0f);
+    visit_run(rows, intersect(rows.diagonal, keys), true, -rows.slope2, -1.0f);
+    visit_run(rows, intersect(rows.right, keys), false, rows.right_gradient, linear ? 1.0f : -1.0f);
+
+    const HeadView dq = head_view(args_.dq, problem_.dtype, b_, h);
+    HeadView sum = dq;
+    if (call_.dq_sum != nullptr) {
+      sum = {call_.dq_sum + head * problem_.len_q * dim_, dim_, ALIBI_FLOAT32};
+    }
+    const bool first = visited.begin >= chunk_.begin, last = visited.end <= chunk_.end;
+    if (!first) call_.turns.wait(unit_, item);
+    add_share<V>(w_.dq_t, problem_.scale, rows.rows, dim_, {sum, dq, first, last}, rows.row0);
+    call_.turns.finish(unit_, item);
+  }
+
+  // The keys of one run, tile by tile from its end.
+  void visit_run(const RowTile& rows, KeyRange keys, bool diagonal, float gradient, float sign) {
+    for (int64_t end = keys.end; end > keys.begin;) {
+      const int count = min_int(kBwdTileKeys, end - keys.begin);
+      end -= count;
+      const KeyTile tile{end, count, diagonal, gradient};
+      self().compute_tile(rows, tile);
+      add_gradients(rows, tile, sign);
+    }
+  }
+
+  void add_gradients(const RowTile& rows, const KeyTile& tile, float sign) {
+    const bool masked = tile.diagonal && problem_.causal != 0;
+    for_strips<V>(rows, tile, masked, [&](auto n, int first, int begin, int end) {
+      constexpr int N = decltype(n)::value;
+      const int lane = first * V::kWidth, count = end - begin;
+      const int64_t key = key_offset(tile.begin + begin);
+      const float* ds_t = w_.ds_t + begin * kRows<V> + lane;
+      add_products<V, N>(ds_t, w_.keys + key, padded_, count, dim_, w_.dq_t + lane);
+      add_outer<V>(ds_t, w_.q + lane * padded_, padded_, rows.rows - lane, count, padded_,
+                   w_.dkeys + key, padded_);
+      self().add_strip(rows, begin, count, lane, key);
+      if (args_.dslopes != nullptr) {
+        dslope_ += slope_gradient<V, N>(w_.ds_t, rows, tile, sign, lane, begin, end);
+      }
+    });
+  }
+
+  double dslope_ = 0.0;
+};
+
+// dslopes from the sums that tiles and chunks have left, in a fixed order.
+template <class Args>
+void sum_dslopes(const ChunkCall<Args>& call) {
+  const AlibiProblem& p = call.args.problem;
+  for (int64_t h = 0; h < p.heads_q; ++h) {
+    double sum = 0.0;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      for (int64_t c = 0; c < call.chunks.count; ++c) {
+        const int64_t unit = c * call.chunks.heads + b * p.heads_kv + h / call.group();
+        sum += call.dslope_parts[unit * call.group() + h % call.group()];
+      }
+      for (int64_t t = 0; t < call.row_tiles; ++t) {
+        sum += call.tiles[(b * p.heads_q + h) * call.row_tiles + t].shift_dslope;
+      }
+    }
+    call.args.dslopes[h] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace
+}  // namespace alibi::cpu
+
+#endif  // ALIBI_CPU_CHUNK_WORK_INL_H_

@@ -1,0 +1,160 @@
+// How the backward passes share their work between threads.
+//
+// A unit of work owns the gradients of one chunk of keys of one key head, and walks over every
+// query row that sees them. So dK and dV are summed by one thread, in scratch that stays in its
+// second-level cache. A row of dQ collects a share from each chunk that the row sees; these are
+// consecutive chunks, and chunk c adds its share after chunk c - 1 did. The order of every sum is
+// thus fixed by the shape, no thread needs a gradient buffer of its own, and one head alone still
+// keeps many threads busy.
+//
+// Waiting is rare and cannot deadlock: units are handed out in order, all heads of chunk 0 first
+// (with a causal mask the longest ones), each visits its query tiles in the same order, and a unit
+// only ever waits for one that was handed out before it.
+#ifndef ALIBI_CPU_KEY_CHUNKS_INL_H_
+#define ALIBI_CPU_KEY_CHUNKS_INL_H_
+
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../alibi_attention.h"
+#include "dtype.h"
+#include "geometry.h"
+#include "micro.inl.h"
+#include "tile_io.inl.h"
+
+namespace alibi::cpu {
+namespace {
+
+ALIBI_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+ALIBI_INLINE KeyRange intersect(KeyRange a, KeyRange b) {
+  return key_range(max_int64(a.begin, b.begin), min_int64(a.end, b.end));
+}
+
+// The range that covers two adjacent ones.
+ALIBI_INLINE KeyRange join(KeyRange a, KeyRange b) {
+  if (a.empty() || b.empty()) return a.empty() ? b : a;
+  return {a.begin, b.end};
+}
+
+// The chunks of a call: they depend on its shape alone, never on the threads.
+struct KeyChunks {
+  int64_t keys;   // in a chunk, a multiple of kKeys
+  int64_t count;  // chunks of a head; at least 1: empty keys have (empty) gradients too
+  int64_t heads;  // batch * heads_kv
+
+  int64_t units() const { return count * heads; }
+  // The head (batch * heads_kv + key head) and the chunk of a unit.
+  int64_t head(int64_t unit) const { return unit % heads; }
+  int64_t chunk(int64_t unit) const { return unit / heads; }
+  KeyRange range(int64_t unit, int64_t len_k) const {
+    return {chunk(unit) * keys, min_int64(len_k, (chunk(unit) + 1) * keys)};
+  }
+};
+
+template <class V>
+KeyChunks cut_keys(const AlibiProblem& problem, int arrays) {
+  constexpr int64_t kCacheFloats = 128 * 1024;  // for the [keys, D] arrays of a unit: 512 KB
+  constexpr int64_t kUnits = 16;  // enough work to share, if the keys are enough for it
+  const int64_t dim = round_up(static_cast<int>(problem.head_dim), V::kWidth);
+  const int64_t heads = problem.batch * problem.heads_kv;
+  const int64_t for_sharing = divide_up(problem.len_k, divide_up(kUnits, max_int64(heads, 1)));
+  const int64_t keys = min_int64(kCacheFloats / (arrays * dim), max_int64(for_sharing, kTileKeys));
+  const int64_t count = max_int64(divide_up(problem.len_k, keys), 1);
+  return {divide_up(divide_up(problem.len_k, count), V::kKeys) * V::kKeys, count, heads};
+}
+
+// Whose turn it is to add to the rows of dQ. Every unit visits its items (query tiles) in
+// increasing order.
+class Turns {
+ public:
+  Turns(int64_t* done, const KeyChunks& chunks) : done_(done), heads_(chunks.heads) {
+    for (int64_t unit = 0; unit < chunks.units(); ++unit) done_[unit] = 0;
+  }
+  // Returns when the preceding chunk of the same head has finished `item`, which it must visit.
+  void wait(int64_t unit, int64_t item) const {
+    while (__atomic_load_n(done_ + unit - heads_, __ATOMIC_ACQUIRE) <= item) sched_yield();
+  }
+  void finish(int64_t unit, int64_t item) const {
+    __atomic_store_n(done_ + unit, item + 1, __ATOMIC_RELEASE);
+  }
+
+ private:
+  int64_t* done_;  // per unit: its items below this number are finished
+  int64_t heads_;
+};
+
+template <class V>
+void copy_head_rows(const HeadView& head, int64_t s, int n, int dim, float* dst) {
+  with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst); });
+}
+
+// head[s + i][d] = 0 for i < n.
+template <class V>
+void clear_rows(const HeadView& head, int64_t s, int n, int dim) {
+  with_row(head, s, [&](auto* dst) {
+    for (int i = 0; i < n; ++i, dst += head.stride) memset(dst, 0, sizeof(*dst) * dim);
+  });
+}
+
+// Where a share of dQ goes: `sum` (float32) holds what the chunks so far have added; the last one
+// writes `result`.
+struct ShareTarget {
+  HeadView sum;
+  HeadView result;
+  bool first;  // nothing has been added yet
+  bool last;
+};
+
+// target[s + i][d] += factor * share_t[d][i] for i < n, d < dim.
+template <class V>
+void add_share(const float* share_t, float factor, int n, int dim, const ShareTarget& target,
+               int64_t s) {
+  constexpr int W = V::kWidth;
+  const typename V::Reg scale = V::set1(factor);
+  with_row(target.result, s, [&](auto* result) {
+    float* sum = static_cast<float*>(target.sum.data) + s * target.sum.stride;
+    for (int i0 = 0; i0 < n; i0 += W) {
+      for (int d0 = 0; d0 < dim; d0 += W) {
+        const int rows = min_int(W, n - i0), dims = min_int(W, dim - d0);
+        typename V::Reg block[W];
+#pragma GCC unroll 16
+        for (int d = 0; d < W; ++d)
+          block[d] = V::mul(scale, V::load(share_t + (d0 + d) * kRows<V> + i0));
+        V::transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          if (i >= rows) continue;
+          float* partial = sum + (i0 + i) * target.sum.stride + d0;
+          if (!target.first) block[i] = V::add(block[i], V::load_first(partial, dims));
+          if (target.last) {
+            V::store_first(result + (i0 + i) * target.result.stride + d0, block[i], dims);
+          } else {
+            V::store_first(partial, block[i], dims);
+          }
+        }
+      }
+    }
+  });
+}
+
+// head[s + i][d] = factor * src[i][d] for i < n, d < dim; src has rows of dim rounded up to kWidth.
+template <class V>
+void store_rows(const float* src, float factor, int64_t n, int dim, const HeadView& head,
+                int64_t s) {
+  const int padded = round_up(dim, V::kWidth);
+  const typename V::Reg scale = V::set1(factor);
+  with_row(head, s, [&](auto* dst) {
+    for (int64_t i = 0; i < n; ++i, dst += head.stride, src += padded) {
+      for (int d = 0; d < dim; d += V::kWidth) {
+        V::store_first(dst + d, V::mul(scale, V::load(src + d)), min_int(V::kWidth, dim - d));
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace alibi::cpu
+
+#endif  // ALIBI_CPU_KEY_CHUNKS_INL_H_
