@@ -15,9 +15,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from alibi_kernels import __version__, _library, contract, registry
+from alibi_kernels import _library, contract, registry
 
-_PACKAGES = ("mindspore", "numpy", "ml_dtypes")
+_PACKAGES = ("alibi-kernels", "mindspore", "numpy", "ml_dtypes")
 # backend -> (tool that builds it, where else to look, how it states its version)
 _TOOLCHAINS = {
     "CUDA": ("nvcc", "CUDA_HOME", ("--version",)),
@@ -94,13 +94,12 @@ def _call(signature: contract.Signature) -> str:
 
 
 def _versions() -> Iterable[str]:
-    yield f"alibi_kernels {__version__}"
     yield f"python        {platform.python_version()} on {platform.machine()}"
     for package in _PACKAGES:
         try:
             yield f"{package:<13} {metadata.version(package)}"
         except metadata.PackageNotFoundError:
-            yield f"{package:<13} not installed"
+            yield f"{package:<13} not installed"  # ours, too, may run from a bare checkout
     for name in ("ALIBI_BACKEND", "ALIBI_CPU_ISA"):
         yield f"{name:<13} {os.environ.get(name) or 'not set'}"
 

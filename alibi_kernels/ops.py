@@ -2,8 +2,9 @@
 
 The bodies of the public functions run as Python in PyNative mode and are compiled by MindSpore in
 graphs. All that must happen in Python in both cases is behind `_planner`: in PyNative mode it is an
-ordinary call with the tensors; in a graph it runs once per compilation, with placeholders that know
-shapes (-1 where dynamic) and dtypes but no values. What it returns is then called or compiled.
+ordinary call; in a graph it runs once per compilation, where dynamic sizes are None and slopes and
+spans are placeholders with a shape and a dtype but no values. What it returns is called, or
+compiled.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def alibi_attention(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, input_layout, prune, return_lse, backend)
-    run = _planner("alibi_attention", (q, k, v), slopes, spans, options, None)
+    run = _planner("alibi_attention", (_form(q), _form(k), _form(v)), slopes, spans, options, None)
     out, lse = run((q, k, v), slopes, spans)
     if return_lse:
         return out, lse
@@ -136,7 +137,7 @@ def alibi_attention_packed(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, "BSND", prune, return_lse, backend)
-    run = _planner("alibi_attention_packed", (packed,), slopes, spans, options, order)
+    run = _planner("alibi_attention_packed", (_form(packed),), slopes, spans, options, order)
     out, lse = run((packed,), slopes, spans)
     if return_lse:
         return out, lse
@@ -180,7 +181,7 @@ def alibi_attention_weights(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, input_layout, prune, False, backend)
-    run = _planner("alibi_attention_weights", (q, k), slopes, spans, options, None)
+    run = _planner("alibi_attention_weights", (_form(q), _form(k)), slopes, spans, options, None)
     return run((q, k), slopes, spans)
 
 
@@ -195,6 +196,10 @@ class TrainedSlopes(nn.Cell):
 
     Returns:
         Tensor, [Hq] float32.
+
+    Raises:
+        TypeError: slopes is not a flat sequence of numbers.
+        ValueError: a slope is not a finite float32 number.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -215,6 +220,16 @@ class TrainedSlopes(nn.Cell):
         return self.slopes.astype(ms.float32)
 
 
+def _form(x: Any) -> tuple[Any, ...]:
+    """What planning needs of q, k or v: whether it is a Tensor, and its shape and dtype.
+
+    Not the Tensor itself: a graph would hand out a placeholder with memory of its size.
+    """
+    if isinstance(x, Tensor):
+        return True, x.shape, x.dtype
+    return False, x, None
+
+
 class _Plan(NamedTuple):
     """How one kind of call is run."""
 
@@ -224,16 +239,17 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    op: str, tensors: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
+    op: str, forms: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
 ) -> _Plan:
     """The plan of a call; contract.py's TypeError or ValueError if it breaks a rule."""
-    for name, tensor in zip(_OPERATORS[op][1], tensors, strict=True):
-        contract.require_type(name, tensor, Tensor, op=op)
+    for name, (is_tensor, x, _) in zip(_OPERATORS[op][1], forms, strict=True):
+        if not is_tensor:
+            contract.require_type(name, x, Tensor, op=op)
     if spans is not None:
         contract.require_type("spans", spans, Tensor, op=op)
     arguments = (
         op,
-        tuple([(x.shape, x.dtype) for x in tensors]),
+        forms,
         None if spans is None else (spans.shape, spans.dtype),
         order,
         os.environ.get("ALIBI_BACKEND"),
@@ -258,7 +274,7 @@ def _make_plan(
     trained: bool,
     slopes: Any,
     op: str,
-    tensors: tuple[Any, ...],
+    forms: tuple[Any, ...],
     spans: Any,
     order: str | None,
     environment: str | None,  # part of the key only
@@ -270,7 +286,7 @@ def _make_plan(
     fixed = None if trained else contract.fixed_slopes(slopes, op=op)
     slopes_spec = _spec(slopes) if fixed is None else Spec((len(fixed),), "float32")
     signature = _OPERATORS[op][0](
-        *map(_spec, tensors),
+        *[_spec(form[1:]) for form in forms],
         slopes_spec,
         None if spans is None else _spec(spans),
         fixed_slopes=fixed is not None,
@@ -289,15 +305,15 @@ def _make_plan(
 _cached_plan = lru_cache(maxsize=4096, typed=True)(_make_plan)
 
 
-def _spec(shape_and_dtype: tuple[Any, Any]) -> Spec:
+def _spec(shape_and_dtype: tuple[Any, ...]) -> Spec:
     shape, dtype = shape_and_dtype
-    return Spec(tuple(shape), contract.dtype_name(dtype))
+    return Spec((-2,) if shape is None else tuple(shape), contract.dtype_name(dtype))
 
 
 def _plan_in_graph(
-    op: str, tensors: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
+    op: str, forms: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
 ) -> Run:
-    return _plan(op, tensors, slopes, spans, options, order).run.compiled
+    return _plan(op, forms, slopes, spans, options, order).run.compiled
 
 
 class _Planner(ms.constexpr(_plan_in_graph, get_instance=False, check=False)):  # type: ignore[misc]
@@ -306,13 +322,13 @@ class _Planner(ms.constexpr(_plan_in_graph, get_instance=False, check=False)):  
     def __call__(
         self,
         op: str,
-        tensors: tuple[Any, ...],
+        forms: tuple[Any, ...],
         slopes: Any,
         spans: Any,
         options: tuple[Any, ...],
         order: Any,
     ) -> Run:
-        plan = _plan(op, tensors, slopes, spans, options, order)
+        plan = _plan(op, forms, slopes, spans, options, order)
         if spans is not None:
             len_k, causal = plan.len_k, plan.causal
             contract.validate_spans_values(spans.asnumpy().tolist(), len_k, causal, op=op)
