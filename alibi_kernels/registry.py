@@ -136,10 +136,7 @@ def select(signature: Signature) -> Backend:
                 return row
             rejected[row.name] = reasons
     reasons = rejected.get(str(wanted), ["this version does not have it"])
-    raise RuntimeError(
-        f'{signature.op}: backend "{wanted}" cannot run this call: {"; ".join(reasons)}. Pass '
-        "backend=None (and unset ALIBI_BACKEND) to have one chosen that can."
-    )
+    raise contract.error("backend.cannot", signature.op, backend=wanted, reasons="; ".join(reasons))
 
 
 def environment_choice(op: str = "alibi_kernels") -> str | None:

@@ -119,7 +119,8 @@ RULES: dict[str, tuple[type[Exception], str]] = {
     "slopes.dtype": (
         TypeError,
         "slopes has dtype {got}; it must be float32 whatever the dtype of q, because the bias of "
-        "distant keys needs the digits. Cast slopes to float32.",
+        "distant keys needs the digits. Keep slopes in float32; alibi_kernels.TrainedSlopes keeps "
+        "trained ones so in mixed precision.",
     ),
     "slopes.finite": (
         ValueError,
@@ -137,6 +138,11 @@ RULES: dict[str, tuple[type[Exception], str]] = {
     "bias.choice": (ValueError, _CHOICE),
     "input_layout.choice": (ValueError, _CHOICE),
     "backend.choice": (ValueError, _CHOICE + " Pass None to have it chosen."),
+    "backend.cannot": (
+        RuntimeError,
+        'backend "{backend}" cannot run this call: {reasons}. Pass backend=None (and unset '
+        "ALIBI_BACKEND) to have one chosen that can.",
+    ),
     "order.choice": (ValueError, _CHOICE),
     "kind.choice": (ValueError, _CHOICE),
     "flag.type": (TypeError, "{name} must be True or False, got {got}."),
