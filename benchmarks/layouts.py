@@ -1,0 +1,87 @@
+"""Our kernels on the three layouts they read in place: BNSD, BSND and a packed projection.
+
+Results and gradients are written to arrays that exist, in the layout of the inputs, so that
+nothing but the strides differs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from cases import FORWARD, TRAINING, Case, square
+from providers import Arrays, Prepared, Provider
+
+Tensors = dict[str, np.ndarray]
+
+
+def _prepare(case: Case, tensors: Tensors, layout: str, prune: bool) -> Prepared:
+    """A call on q, k, v, dout, and out, dq, dk, dv to write to; all of them views in `layout`."""
+    from alibi_kernels import native
+
+    slopes = case.slopes.astype(np.float32)
+    options: dict[str, Any] = {
+        "causal": case.causal,
+        "prune": prune,
+        "threads": case.threads,
+        "input_layout": layout,
+    }
+    inputs = tuple(tensors[n] for n in ("q", "k", "v"))
+    lse = np.empty((case.batch, case.heads, case.queries), np.float32)
+    grads = (*(tensors[n] for n in ("dq", "dk", "dv")), np.empty(case.heads, np.float32))
+
+    def forward() -> object:
+        return native.attention_forward(*inputs, slopes, out=(tensors["out"], lse), **options)
+
+    def training() -> object:
+        forward()
+        return native.attention_backward(
+            *inputs, slopes, tensors["out"], lse, tensors["dout"], grads=grads, **options
+        )
+
+    run = training if case.mode == TRAINING else forward
+    names = ("out", "dq", "dk", "dv") if case.mode == TRAINING else ("out",)
+
+    def outputs() -> Arrays:
+        run()
+        swap = layout == "BSND"
+        return {n: np.swapaxes(tensors[n], 1, 2) if swap else tensors[n] for n in names}
+
+    return Prepared(run, outputs)
+
+
+def bnsd(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
+    """[B, H, S, D] each."""
+    results = {n: np.empty_like(inputs["q"]) for n in ("out", "dq", "dk", "dv")}
+    return _prepare(case, inputs | results, "BNSD", prune)
+
+
+def bsnd(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
+    """[B, S, H, D] each."""
+    moved = {n: np.ascontiguousarray(np.swapaxes(a, 1, 2)) for n, a in inputs.items()}
+    results = {n: np.empty_like(moved["q"]) for n in ("out", "dq", "dk", "dv")}
+    return _prepare(case, moved | results, "BSND", prune)
+
+
+def packed(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
+    """Thirds of one [B, S, 3, H, D] array in the model's order; the gradients too."""
+    order = "kqv"
+    thirds = np.stack([np.swapaxes(inputs[n], 1, 2) for n in order], axis=2)
+    gradients = np.empty_like(thirds)
+    tensors = {n: thirds[:, :, i] for i, n in enumerate(order)}
+    tensors |= {f"d{n}": gradients[:, :, i] for i, n in enumerate(order)}
+    tensors["dout"] = np.ascontiguousarray(np.swapaxes(inputs["dout"], 1, 2))
+    tensors["out"] = np.empty_like(tensors["dout"])
+    return _prepare(case, tensors, "BSND", prune)
+
+
+BNSD = "BNSD"
+CASES = square(FORWARD) + square(TRAINING)
+PROVIDERS = [
+    Provider(name, "ours", "alibi_kernels.native", prepare, lambda case: [], note)
+    for name, prepare, note in (
+        (BNSD, bnsd, "[B, H, S, D]"),
+        ("BSND", bsnd, "[B, S, H, D]"),
+        ("packed", packed, "thirds of [B, S, 3, H, D]"),
+    )
+]

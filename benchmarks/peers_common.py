@@ -1,0 +1,54 @@
+"""What the peers share: the dense bias that some of them need, and what each cannot do."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from cases import DECODE, FORWARD, TRAINING, Case
+
+INFERENCE = (FORWARD, DECODE)
+
+
+def first_position(case: Case) -> int:
+    """Position of query row 0: queries are aligned to the end of the keys."""
+    return case.keys - case.queries
+
+
+def dense_bias(case: Case) -> np.ndarray:
+    """[1, H, Sq, Sk] float32: the ALiBi bias, -inf where the mask forbids."""
+    rows = np.arange(case.queries, dtype=np.float32)[:, None] + first_position(case)
+    distance = np.arange(case.keys, dtype=np.float32)[None, :] - rows
+    bias = -case.slopes[:, None, None].astype(np.float32) * np.abs(distance)
+    if case.causal:
+        bias = np.where(distance > 0, np.float32(-np.inf), bias)
+    return bias[None].astype(np.float32)
+
+
+def bias_gigabytes(case: Case) -> float:
+    return case.heads * case.queries * case.keys * 4e-9
+
+
+def limits(
+    case: Case,
+    modes: tuple[str, ...] = (FORWARD, TRAINING, DECODE),
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16"),
+    full: bool = True,
+    needs_bias: bool = False,
+    scores: bool = False,
+) -> list[str]:
+    reasons = []
+    if case.mode not in modes:
+        reasons.append(f"no {case.mode}")
+    if case.dtype not in dtypes:
+        reasons.append(f"no {case.dtype}")
+    if not case.causal and not full:
+        reasons.append("the symmetric bias is no product of a row and a column")
+    if needs_bias and bias_gigabytes(case) > 5:
+        reasons.append(f"the bias alone would need {math.ceil(bias_gigabytes(case))} GB")
+    score_gigabytes = case.batch * bias_gigabytes(case)
+    if scores and score_gigabytes > 1:
+        reasons.append(
+            f"the scores in memory ({score_gigabytes:.1f} GB a copy) take seconds a call"
+        )
+    return reasons

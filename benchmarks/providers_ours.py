@@ -1,0 +1,153 @@
+"""Our kernels through NumPy and through MindSpore, and the pure-ops reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from cases import TRAINING, Case
+from providers import Arrays, Prepared, Provider
+
+
+def _numpy_dtype(name: str) -> type:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return ml_dtypes.bfloat16
+    return {"float32": np.float32, "float16": np.float16}[name]
+
+
+def _to_float32(arrays: Arrays) -> Arrays:
+    return {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+
+
+def _native(case: Case, inputs: Arrays, *, prune: bool, isa: str | None = None) -> Prepared:
+    from alibi_kernels import native
+
+    q, k, v, dout = (inputs[n].astype(_numpy_dtype(case.dtype)) for n in ("q", "k", "v", "dout"))
+    slopes = case.slopes.astype(np.float32)
+    options = {"causal": case.causal, "prune": prune, "threads": case.threads, "isa": isa}
+    out = np.empty_like(q)
+
+    def forward() -> tuple[np.ndarray, np.ndarray]:
+        return native.attention_forward(q, k, v, slopes, out=out, **options)
+
+    def training() -> tuple[np.ndarray, ...]:
+        result, lse = forward()
+        return native.attention_backward(q, k, v, slopes, result, lse, dout, **options)
+
+    def outputs() -> Arrays:
+        if case.mode != TRAINING:
+            return _to_float32({"out": forward()[0]})
+        dq, dk, dv, _ = training()
+        return _to_float32({"out": out, "dq": dq, "dk": dk, "dv": dv})
+
+    return Prepared(training if case.mode == TRAINING else forward, outputs)
+
+
+def _native_unsupported(case: Case, isa: str | None = None) -> list[str]:
+    from alibi_kernels import native
+
+    supported = [row["name"] for row in native.isas() if row["supported"]]
+    return [] if isa is None or isa in supported else [f"this CPU has no {isa}"]
+
+
+def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: bool) -> Prepared:
+    import mindspore as ms
+
+    from alibi_kernels import alibi_attention
+
+    ms.set_device("CPU")
+    dtype = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[case.dtype]
+    q, k, v, dout = (ms.Tensor(inputs[n]).astype(dtype) for n in ("q", "k", "v", "dout"))
+    slopes = ms.Tensor(case.slopes.astype(np.float32))
+
+    def attend(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
+        return alibi_attention(q, k, v, slopes, causal=case.causal, prune=prune, backend=backend)
+
+    def loss(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
+        return (attend(q, k, v) * dout).sum()
+
+    call: Callable[..., object] = ms.grad(loss, (0, 1, 2)) if case.mode == TRAINING else attend
+    if graph:
+        call = ms.jit(call)
+
+    def run() -> object:
+        result = call(q, k, v)
+        for tensor in result if isinstance(result, tuple) else (result,):
+            tensor.asnumpy() if case.dtype != "bfloat16" else ms.runtime.synchronize()
+        return result
+
+    def outputs() -> Arrays:
+        arrays = {"out": attend(q, k, v).astype(ms.float32).asnumpy()}
+        if case.mode == TRAINING:
+            gradients = call(q, k, v)
+            arrays |= {
+                n: g.astype(ms.float32).asnumpy()
+                for n, g in zip(("dq", "dk", "dv"), gradients, strict=True)
+            }
+        return arrays
+
+    return Prepared(run, outputs)
+
+
+def _mindspore_unsupported(case: Case, *, reference: bool) -> list[str]:
+    reasons = []
+    if case.threads != 2:
+        reasons.append("the number of threads is set for the whole process")
+    if reference and case.queries * case.keys * case.batch * case.heads * 4 > 5e9:
+        reasons.append("the score matrix would need over 5 GB")
+    return reasons
+
+
+PROVIDERS = [
+    Provider(
+        "alibi-kernels dense",
+        "ours",
+        "alibi_kernels.native",
+        partial(_native, prune=False),
+        _native_unsupported,
+        "fused, every tile",
+    ),
+    Provider(
+        "alibi-kernels pruned",
+        "ours",
+        "alibi_kernels.native",
+        partial(_native, prune=True),
+        _native_unsupported,
+        "fused, tiles within the bound",
+    ),
+    Provider(
+        "alibi-kernels dense avx2",
+        "ours",
+        "alibi_kernels.native",
+        partial(_native, prune=False, isa="avx2"),
+        partial(_native_unsupported, isa="avx2"),
+        "fused, every tile, AVX2 only",
+    ),
+    Provider(
+        "alibi-kernels in MindSpore (jit)",
+        "ours",
+        "mindspore",
+        partial(_mindspore, backend="cpu", graph=True, prune=False),
+        partial(_mindspore_unsupported, reference=False),
+        "the dense kernel as a Custom op in a graph",
+    ),
+    Provider(
+        "MindSpore pure ops (jit)",
+        "reference",
+        "mindspore",
+        partial(_mindspore, backend="reference", graph=True, prune=False),
+        partial(_mindspore_unsupported, reference=True),
+        "scores in memory",
+    ),
+    Provider(
+        "MindSpore pure ops (PyNative)",
+        "reference",
+        "mindspore",
+        partial(_mindspore, backend="reference", graph=False, prune=False),
+        partial(_mindspore_unsupported, reference=True),
+        "scores in memory",
+    ),
+]

@@ -1,0 +1,146 @@
+"""PyTorch: scaled_dot_product_attention, FlexAttention, and attention written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from cases import TRAINING, Case
+from peers_common import INFERENCE, dense_bias, first_position, limits
+from providers import Arrays, Prepared, Provider
+
+Attend = Callable[[Any, Any, Any], Any]  # q, k, v -> out, in torch tensors
+
+
+def _torch(case: Case, inputs: Arrays, attend_of: Callable[[Case], Attend]) -> Prepared:
+    import torch
+
+    torch.set_num_threads(case.threads)
+    dtype = getattr(torch, case.dtype)
+    q, k, v, dout = (torch.from_numpy(inputs[n]).to(dtype) for n in ("q", "k", "v", "dout"))
+    attend = attend_of(case)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return attend(q, k, v)
+
+    def training() -> Any:
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        out = attend(*leaves)
+        return out, torch.autograd.grad(out, leaves, dout)
+
+    def outputs() -> Arrays:
+        if case.mode != TRAINING:
+            return {"out": forward().float().numpy()}
+        out, gradients = training()
+        arrays = {"out": out.detach().float().numpy()}
+        return arrays | {
+            n: g.float().numpy() for n, g in zip(("dq", "dk", "dv"), gradients, strict=True)
+        }
+
+    return Prepared(training if case.mode == TRAINING else forward, outputs)
+
+
+def _sdpa_mask(case: Case) -> Attend:
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    bias = torch.from_numpy(dense_bias(case)).to(getattr(torch, case.dtype))
+    return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=case.scale)
+
+
+def _sdpa_columns(case: Case) -> Attend:
+    """slope * j as one more head dimension: q gains slope / scale, k gains j; the row's constant
+    cancels in softmax.
+    """
+    import torch
+    from torch.nn.functional import pad, scaled_dot_product_attention
+
+    dtype = getattr(torch, case.dtype)
+    slopes = torch.from_numpy(case.slopes / case.scale).to(dtype)[None, :, None, None]
+    q_column = slopes.expand(case.batch, -1, case.queries, 1)
+    positions = torch.arange(case.keys, dtype=torch.float32) - (case.keys - 1)
+    k_column = positions.to(dtype)[None, None, :, None].expand(case.batch, case.heads, -1, 1)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        wide_q = torch.cat((q, q_column), dim=-1)
+        wide_k = torch.cat((k, k_column), dim=-1)
+        causal = case.causal and case.queries > 1
+        out = scaled_dot_product_attention(
+            wide_q, wide_k, pad(v, (0, 1)), is_causal=causal, scale=case.scale
+        )
+        return out[..., : case.head_dim]
+
+    return attend
+
+
+def _eager(case: Case) -> Attend:
+    import torch
+
+    bias = torch.from_numpy(dense_bias(case))
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        scores = torch.matmul(q, k.transpose(-1, -2)).float() * case.scale + bias
+        return torch.matmul(torch.softmax(scores, dim=-1).to(q.dtype), v)
+
+    return attend
+
+
+def _eager_compiled(case: Case) -> Attend:
+    import torch
+
+    torch._dynamo.reset()
+    return torch.compile(_eager(case), dynamic=False)
+
+
+def _flex(case: Case) -> Attend:
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch._dynamo.reset()
+    slopes = torch.from_numpy(case.slopes.astype(np.float32))
+    first = first_position(case)
+
+    def score_mod(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return score - slopes[h] * (i + first - j).abs()
+
+    def mask_mod(b: Any, h: Any, i: Any, j: Any) -> Any:
+        return i + first >= j
+
+    mask = None
+    if case.causal:
+        mask = create_block_mask(mask_mod, None, None, case.queries, case.keys, device="cpu")
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, score_mod=score_mod, block_mask=mask, scale=case.scale)
+
+
+def _sdpa_without_bias(case: Case) -> Attend:
+    from torch.nn.functional import scaled_dot_product_attention
+
+    causal = case.causal and case.queries > 1
+    return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=causal, scale=case.scale)
+
+
+def _row(name: str, attend: Callable[[Case], Attend], note: str, **limited: Any) -> Provider:
+    prepare = partial(_torch, attend_of=attend)
+    return Provider(name, "peer", "torch", prepare, partial(limits, **limited), note)
+
+
+PROVIDERS = [
+    _row("torch SDPA, columns", _sdpa_columns, "slope * j as a head column", full=False),
+    _row("torch SDPA, mask", _sdpa_mask, "dense bias", needs_bias=True),
+    _row("torch FlexAttention, compiled", _flex, "score_mod", modes=INFERENCE),
+    _row("torch eager", _eager, "dense bias, scores in memory", scores=True),
+    _row("torch compiled", _eager_compiled, "dense bias, scores in memory", scores=True),
+    # Computes less than asked (no bias at all): neither checked nor counted as a rival.
+    Provider(
+        "torch SDPA, no bias",
+        "yardstick",
+        "torch",
+        partial(_torch, attend_of=_sdpa_without_bias),
+        limits,
+        "no ALiBi",
+    ),
+]
