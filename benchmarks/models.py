@@ -166,8 +166,8 @@ def _mindspore(case: Case, inputs: Arrays, *, fused: bool, graph: bool) -> Prepa
     return Prepared(_settled(run) if graph else run, outputs)
 
 
-# Calls until MindSpore has settled: it tries numbers of threads for each kernel of a graph while the
-# graph runs, some thirty launches long. A slow model gets fewer.
+# Calls until MindSpore has settled: for some thirty launches of a graph it tries numbers of threads
+# for each kernel. A slow model gets fewer.
 _SETTLING_CALLS, _SETTLING_SECONDS = 36, 60.0
 
 
