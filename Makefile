@@ -19,7 +19,7 @@ help:       ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
 
 demo: build ## quickstart, a small benchmark, and "train short, test long" on real text, in about five minutes
-	$(BIN)/python -m alibi.demo
+	GLOG_v=3 $(BIN)/python -m alibi.demo  # MindSpore logs errors only
 
 test: build ## all tests but the slow ones
 	$(BIN)/pytest
