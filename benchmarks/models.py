@@ -6,7 +6,6 @@ weight; no optimizer step, which is the same for all. Dropout is off, so that re
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -106,6 +105,10 @@ def _both(*shape: int, **sizes: int) -> list[Case]:
 CASES = _both(8, 8, 256, 32, layers=6) + _both(1, 12, 1024, 64, layers=12, expansion=4)
 LAYER_CASES: list[Case] = [replace(case, layers=1) for case in CASES if isinstance(case, ModelCase)]
 
+# Calls before the clock runs: for some thirty launches of a graph MindSpore tries how many threads
+# each of its kernels likes best.
+SETTLING_CALLS = 36
+
 
 def _transformer(case: Case, inputs: Arrays, fused: bool) -> Any:
     import mindspore as ms
@@ -163,22 +166,7 @@ def _mindspore(case: Case, inputs: Arrays, *, fused: bool, graph: bool) -> Prepa
             gradient_of(w.name): g.asnumpy() for w, g in zip(weights, gradients, strict=True)
         }
 
-    return Prepared(_settled(run) if graph else run, outputs)
-
-
-# Calls until MindSpore has settled: for some thirty launches of a graph it tries numbers of threads
-# for each kernel. A slow model gets fewer.
-_SETTLING_CALLS, _SETTLING_SECONDS = 36, 60.0
-
-
-def _settled(run: Callable[[], Any]) -> Callable[[], Any]:
-    """`run`, after the calls that MindSpore spends on looking for its best number of threads."""
-    end = time.monotonic() + _SETTLING_SECONDS
-    for _ in range(_SETTLING_CALLS):
-        run()
-        if time.monotonic() > end:
-            break
-    return run
+    return Prepared(run, outputs)
 
 
 def _finished(result: Any) -> Any:
@@ -219,7 +207,7 @@ def _products(case: Case, inputs: Arrays) -> Prepared:
 
     call = ms.jit(training if case.mode == TRAINING else forward)
 
-    return Prepared(_settled(lambda: _finished(call(x, x, hidden))), dict)
+    return Prepared(lambda: _finished(call(x, x, hidden)), dict)
 
 
 def _attention(case: Case, inputs: Arrays) -> Prepared:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import datetime
 import gc
 import json
@@ -125,6 +126,7 @@ class Suite:
     providers: list[Provider]
     truth: Callable[..., Truth | ModelTruth] = Truth
     calls: int = 1  # in a timed run; times are per call
+    settling_calls: int = 0  # of each provider before the clock runs, for a minute at most
     timed: bool = True
     memory: bool = False  # peak of each provider, in a fresh process
 
@@ -136,8 +138,19 @@ def all_suites() -> dict[str, Suite]:
         **{name: Suite(cases, providers) for name, cases in SUITES.items()},
         "layouts": Suite(layouts.CASES, layouts.PROVIDERS),
         "overhead": Suite(overhead.CASES, overhead.PROVIDERS, calls=overhead.CALLS),
-        "layer": Suite(models.LAYER_CASES, models.LAYER_PROVIDERS, ModelTruth),
-        "models": Suite(models.CASES, models.model_providers(), ModelTruth, memory=True),
+        "layer": Suite(
+            models.LAYER_CASES,
+            models.LAYER_PROVIDERS,
+            ModelTruth,
+            settling_calls=models.SETTLING_CALLS,
+        ),
+        "models": Suite(
+            models.CASES,
+            models.model_providers(),
+            ModelTruth,
+            settling_calls=models.SETTLING_CALLS,
+            memory=True,
+        ),
         "memory": Suite(
             [MEMORY_CASE],
             [p for p in providers if p.kind != "yardstick"],
@@ -190,11 +203,22 @@ def prepare(case: Case, suite: Suite, rows: dict[str, Row]) -> Iterator[tuple[st
         yield provider.name, prepared
 
 
+def settle(prepared: Prepared, calls: int, seconds: float = 60.0) -> None:
+    """Calls it `calls` times, or until the time is up."""
+    end = time.monotonic() + seconds
+    for _ in range(calls):
+        prepared.run()
+        if time.monotonic() > end:
+            break
+
+
 def measure_case(
     name: str, suite: Suite, case: Case, args: argparse.Namespace, ceilings: measure.Ceilings
 ) -> tuple[list[Row], dict[str, float]]:
     rows = {p.name: Row.of(name, case, p) for p in suite.providers}
     ready = dict(prepare(case, suite, rows))
+    for prepared in ready.values():
+        settle(prepared, suite.settling_calls)
     before = ceilings.measure(2)
     timings = measure.interleave(
         {name: prepared.run for name, prepared in ready.items()}, args.samples, args.seconds
@@ -278,6 +302,7 @@ def memory_of(name: str, case_name: str, provider_name: str) -> None:
         prepared.run()
 
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what malloc kept from the preparation is not in use
     print(f"{measure.peak_extra_bytes(second_call) / 1e6:.1f}")
 
 
