@@ -239,8 +239,8 @@ void attention_fwd_item(const void* context, int64_t index, float* scratch) {
         if (visited++ == 0) return absorb_first(t, tile);
         with_count<V::kRowVecs>(rows.vecs, [&](auto n) { absorb<V, decltype(n)::value>(t, tile); });
       },
-      [&](float gradient, int64_t next, bool left) {
-        return prune.negligible(gradient, next, left, w.row_max, w.row_sum);
+      [&](float gradient, int64_t next, bool left, int most) {
+        return prune.reach(gradient, next, left, most, w.row_max, w.row_sum);
       });
   finish_rows(t, slope, head_view(a.out, p.dtype, item.batch, item.head),
               a.lse + (item.batch * p.heads_q + item.head) * p.len_q + rows.row0);

@@ -161,24 +161,27 @@ ALIBI_INLINE int64_t count_tiles(const RowTile& t) {
 }
 
 // Calls visit(KeyTile) for the tiles of a row tile, nearest first. Before each tile but the very
-// first it asks stop(gradient, next key, left): true ends that side.
-template <class Visit, class Stop>
-ALIBI_INLINE void walk_keys(const RowTile& t, Visit&& visit, Stop&& stop) {
+// first it asks reach(gradient, next key, left, most): how many of the next `most` keys on that
+// side have to be visited. 0 ends the side.
+template <class Visit, class Reach>
+ALIBI_INLINE void walk_keys(const RowTile& t, Visit&& visit, Reach&& reach) {
   if (!t.diagonal.empty()) {
     visit(KeyTile{t.diagonal.begin, static_cast<int>(t.diagonal.end - t.diagonal.begin), true,
                   -t.slope2});
   }
   bool seen = !t.diagonal.empty();
   for (int64_t end = t.left.end; end > t.left.begin;) {
-    if (seen && stop(t.slope2, end - 1, true)) break;
-    const int count = min_int(kTileKeys, end - t.left.begin);
+    const int most = min_int(kTileKeys, end - t.left.begin);
+    const int count = seen ? reach(t.slope2, end - 1, true, most) : most;
+    if (count == 0) break;
     end -= count;
     visit(KeyTile{end, count, false, t.slope2});
     seen = true;
   }
   for (int64_t begin = t.right.begin; begin < t.right.end;) {
-    if (seen && stop(t.right_gradient, begin, false)) break;
-    const int count = min_int(kTileKeys, t.right.end - begin);
+    const int most = min_int(kTileKeys, t.right.end - begin);
+    const int count = seen ? reach(t.right_gradient, begin, false, most) : most;
+    if (count == 0) break;
     visit(KeyTile{begin, count, false, t.right_gradient});
     begin += count;
     seen = true;

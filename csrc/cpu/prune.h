@@ -155,6 +155,27 @@ class PruneTest {
     }
   }
 
+  // How many of the next `most` keys of a run, from `next` on, have to be visited: all of them, or
+  // a multiple of kNormBlock after which the run may end.
+  int reach(float gradient, int64_t next, bool left, int most, const float* reference,
+            const float* sum) const {
+    auto ends_after = [&](int blocks) {
+      const int64_t keys = static_cast<int64_t>(blocks) * kNormBlock;
+      return negligible(gradient, left ? next - keys : next + keys, left, reference, sum);
+    };
+    int low = 0, high = (most - 1) / kNormBlock;
+    if (!ends_after(high)) return most;  // the usual answer, for the price of one test
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (ends_after(middle)) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return high * kNormBlock;
+  }
+
   // May the run that continues at key `next` end here? reference and sum: m_i and l_i, [kRows<V>].
   bool negligible(float gradient, int64_t next, bool left, const float* reference,
                   const float* sum) const {

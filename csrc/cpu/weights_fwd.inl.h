@@ -74,8 +74,8 @@ KeyRange score_rows(const AlibiProblem& p, const RowTile& rows, const KeyNorms& 
                    ? KeyRange{tile.begin, end}
                    : KeyRange{min_int64(seen.begin, tile.begin), max_int64(seen.end, end)};
       },
-      [&](float gradient, int64_t next, bool left) {
-        return prune.negligible(gradient, next, left, w.row_max, w.row_sum);
+      [&](float gradient, int64_t next, bool left, int most) {
+        return prune.reach(gradient, next, left, most, w.row_max, w.row_sum);
       });
   return seen;
 }

@@ -223,3 +223,12 @@ def test_far_values_do_not_propagate_when_pruned_and_do_when_not() -> None:
     x.v[:, :, 0] = np.nan
     assert np.isfinite(forward(case, x, True)[0][0, 0, 900:]).all()
     assert np.isnan(forward(case, x, False)[0][0, 0, 900:]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_last_tile_of_a_run_is_cut_short(isa: str) -> None:
+    """A steep head needs about 60 keys beyond its diagonal; a whole tile would be 128."""
+    case = Case("", 1, 1, 1, 16, 1000, 16)
+    x = replace(make_inputs(case), slopes=np.float32([0.5]))
+    x.v[:, :, : 1000 - 16 - 96] = np.nan
+    assert np.isfinite(forward(case, x, True, isa=isa)[0]).all()
