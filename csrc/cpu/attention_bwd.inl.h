@@ -14,8 +14,8 @@
 // Three phases; the items of the first two are a queue for the threads:
 //   1. prepare_rows     a tile of rows: -lse, -delta, and the keys that it visits (prune.h)
 //   2. AttentionChunk   a chunk of keys (key_chunks.inl.h, chunk_work.inl.h), copied once to
-//                       float32 scratch whatever its type and strides; then the rows of all query
-//                       heads that share it pass by
+//                       scratch, as operands (operands.inl.h), whatever its type and strides; then
+//                       the rows of all query heads that share it pass by
 //   3. sum_dslopes      adds up the tiles, chunks and batch items in double precision
 // A chunk and its gradients stay in the second-level cache, P and dS of a tile in the first.
 //
@@ -61,7 +61,7 @@ struct AttentionBwdCall {
 template <class V>
 struct PrepareScratch {
   float *dout, *out;             // [kRows][padded dim]
-  float* q_t;                    // [dim][kRows]
+  Lane<V>* q_t;                  // [lanes of dim][kRows]
   float *q_norm, *lse2, *limit;  // [kRows]
   int64_t floats;
 
@@ -69,7 +69,7 @@ struct PrepareScratch {
     Carver carver{base, 0};
     dout = carver.take(row_scratch<V>(kRows<V>, dim));
     out = carver.take(row_scratch<V>(kRows<V>, dim));
-    q_t = carver.take(transposed_scratch<V>(dim));
+    q_t = carver.take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
     q_norm = carver.take(kRows<V>);
     lse2 = carver.take(kRows<V>);
     limit = carver.take(kRows<V>);
@@ -92,8 +92,8 @@ bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile
   const AlibiAttentionBwdArgs& a = call.args;
   const AlibiProblem& p = a.problem;
   const int dim = static_cast<int>(p.head_dim), padded = round_up(dim, V::kWidth);
-  copy_head_rows<V>(head_view(a.dout, p.dtype, b, h), rows.row0, rows.rows, dim, w.dout);
-  copy_head_rows<V>(head_view(a.out, p.dtype, b, h), rows.row0, rows.rows, dim, w.out);
+  copy_float_rows<V>(head_view(a.dout, p.dtype, b, h), rows.row0, rows.rows, dim, w.dout);
+  copy_float_rows<V>(head_view(a.out, p.dtype, b, h), rows.row0, rows.rows, dim, w.out);
   bool any = false;
   for (int i = 0; i < kRows<V>; ++i) {
     w.lse2[i] = __builtin_inff();
@@ -169,21 +169,24 @@ void prepare_rows(const void* context, int64_t index, float* scratch) {
 
 template <class V>
 struct AttentionScratch {
-  float *values, *dvalues;          // [chunk + kKeys][padded dim]
-  float* dout;                      // [kRows][padded dim]
-  float *q_t, *dout_t;              // [dim][kRows]
-  float* p_t;                       // [kBwdTileKeys][kRows]
+  Element<V>* values;  // [chunk + kKeys][padded dim]
+  float* dvalues;      // the same
+  RowOperands<V> dout;
+  Lane<V>*q_t, *dout_t;             // [lanes of dim][kRows]
+  Element<V>* p_t;                  // [kBwdTileKeys][kRows]
+  float* p_exact;                   // [kKeys][kRows]: of one group, if p_t is not float32
   float* ramp;                      // [kRampFloats]
   float *minus_lse2, *minus_delta;  // [kRows]
 
   void carve(Carver* carver, int dim, int64_t chunk_keys) {
     const int64_t chunk = (chunk_keys + V::kKeys) * round_up(dim, V::kWidth);
-    values = carver->take(chunk);
+    values = carver->take<Element<V>>(chunk);
     dvalues = carver->take(chunk);
-    dout = carver->take(row_scratch<V>(kRows<V>, dim));
-    q_t = carver->take(transposed_scratch<V>(dim));
-    dout_t = carver->take(transposed_scratch<V>(dim));
-    p_t = carver->take(kBwdTileKeys * kRows<V>);
+    dout.carve(carver, dim);
+    q_t = carver->take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
+    dout_t = carver->take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
+    p_t = carver->take<Element<V>>(kBwdTileKeys * kRows<V>);
+    if constexpr (kTerms<V> > 1) p_exact = carver->take(V::kKeys * kRows<V>);
     ramp = carver->take(kRampFloats);
     minus_lse2 = carver->take(kRows<V>);
     minus_delta = carver->take(kRows<V>);
@@ -220,21 +223,25 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   void store_keys() { this->store_head_keys(own_.dvalues, 1.0f, args_.dv); }
 
   void load_rows(const RowTile& rows, int64_t head, int64_t h) {
-    copy_head_rows<V>(head_view(args_.q, problem_.dtype, b_, h), rows.row0, rows.rows, dim_, w_.q);
-    copy_head_rows<V>(head_view(args_.dout, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
-                      own_.dout);
+    const RowOperands<V>&q = w_.q, &dout = own_.dout;
+    copy_operand_rows<V>(head_view(args_.q, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
+                         q.rows);
+    copy_operand_rows<V>(head_view(args_.dout, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
+                         dout.rows);
     const int64_t first = head * problem_.len_q + rows.row0;
     for (int i = 0; i < kRows<V>; ++i) {
       const bool exists = i < rows.rows;
       own_.minus_lse2[i] = exists ? call_.row_values[kMinusLse2][first + i] : -__builtin_inff();
       own_.minus_delta[i] = exists ? call_.row_values[kMinusDelta][first + i] : 0.0f;
       if (!exists || own_.minus_lse2[i] != -__builtin_inff()) continue;
-      memset(w_.q + i * padded_, 0, sizeof(float) * padded_);
-      memset(own_.dout + i * padded_, 0, sizeof(float) * padded_);
+      memset(q.rows + i * padded_, 0, sizeof(*q.rows) * padded_);
+      memset(dout.rows + i * padded_, 0, sizeof(*dout.rows) * padded_);
     }
-    load_transposed<V>({w_.q, padded_, ALIBI_FLOAT32}, 0, rows.rows, dim_, problem_.scale * kLog2E,
-                       own_.q_t);
-    load_transposed<V>({own_.dout, padded_, ALIBI_FLOAT32}, 0, rows.rows, dim_, 1.0f, own_.dout_t);
+    constexpr int32_t kDtype = Operands<V>::kDtype;
+    load_transposed<V>({q.rows, padded_, kDtype}, 0, rows.rows, dim_, scale2(), own_.q_t);
+    load_transposed<V>({dout.rows, padded_, kDtype}, 0, rows.rows, dim_, 1.0f, own_.dout_t);
+    q.pair(rows.rows, padded_);
+    dout.pair(rows.rows, padded_);
   }
 
   // P^T and dS^T of a tile. On a causal diagonal, row vectors wholly before a group of keys are
@@ -242,7 +249,8 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   void compute_tile(const RowTile& rows, const KeyTile& tile) {
     const TileBias bias = tile_bias(rows, tile);
     const bool masked = tile.diagonal && problem_.causal != 0;
-    if (!tile.diagonal) fill_ramp<V>(bias, tile.count, own_.ramp);
+    const float factor = Operands<V>::ramp_factor(scale2());
+    if (!tile.diagonal) fill_ramp<V>(bias, tile.count, factor, own_.ramp);
     const int ahead = static_cast<int>(rows.pos0 - tile.begin);  // small where it is used
     for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
       const int first = masked ? (k0 - ahead) / V::kWidth : 0;
@@ -250,8 +258,8 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
       with_count<V::kRowVecs>(rows.vecs - first, [&](auto n) {
         constexpr int N = decltype(n)::value;
         if (tile.diagonal) {
-          diagonal_group<N>(group, rows.slope2, static_cast<float>(ahead + group.lane - k0),
-                            masked);
+          diagonal_group<N>(group, rows.slope2 * factor,
+                            static_cast<float>(ahead + group.lane - k0), masked);
         } else {
           linear_group<N>(group, bias);
         }
@@ -260,8 +268,8 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   }
 
   void add_strip(const RowTile& rows, int begin, int count, int lane, int64_t key) {
-    add_outer<V>(own_.p_t + begin * kRows<V> + lane, own_.dout + lane * padded_, padded_,
-                 rows.rows - lane, count, padded_, own_.dvalues + key, padded_);
+    add_outer<V>(own_.p_t + begin * kRows<V> + lane, own_.dout.from(lane, padded_), padded_,
+                 lanes_of<V>(rows.rows - lane), count, padded_, own_.dvalues + key, padded_);
   }
 
  private:
@@ -271,6 +279,8 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     int64_t key;  // offset of the first key in the copies
     int k0, lane;
   };
+
+  float scale2() const { return problem_.scale * kLog2E; }
 
   // A group off the diagonal: the bias is the ramp and one number per row.
   template <int N>
@@ -291,9 +301,9 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   }
 
   // A group on the diagonal: bias and mask pair by pair. `ahead` is the position of row `lane`
-  // minus that of the first key.
+  // minus that of the first key, `slope` is in the units of the accumulators.
   template <int N>
-  void diagonal_group(const Group& g, float slope2, float ahead, bool masked) {
+  void diagonal_group(const Group& g, float slope, float ahead, bool masked) {
     Acc<V, N> acc;
     Reg off[N], row[N];
     for (int v = 0; v < N; ++v) {
@@ -302,7 +312,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
 #pragma GCC unroll 8
       for (int k = 0; k < V::kKeys; ++k) {
         const Reg distance = V::sub(row[v], V::set1(static_cast<float>(k)));
-        acc[k][v] = V::mul(V::set1(-slope2), V::abs(distance));
+        acc[k][v] = V::mul(V::set1(-slope), V::abs(distance));
       }
     }
     finish_group<N>(g, acc, off, [&](int k, int v, Reg x) {
@@ -314,15 +324,17 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   // acc holds the bias; off is the rest of it less lse; `mask` zeroes what the row may not see.
   template <int N, class Mask>
   ALIBI_INLINE void finish_group(const Group& g, Acc<V, N>& acc, const Reg (&off)[N], Mask mask) {
-    float* p_t = own_.p_t + g.k0 * kRows<V> + g.lane;
-    float* ds_t = w_.ds_t + g.k0 * kRows<V> + g.lane;
+    Element<V>* p_t = own_.p_t + g.k0 * kRows<V> + g.lane;
+    float* exact = p_exact(p_t, g.lane);
+    const Reg factor = V::set1(scale2());
     dot_keys<V, N>(own_.q_t + g.lane, w_.keys + g.key, padded_, dim_, acc);
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; ++k) {
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
-        const Reg p = exp2<V>(V::add(acc[k][v], off[v]));
-        V::store(p_t + k * kRows<V> + v * V::kWidth, mask(k, v, p));
+        const Reg p = mask(k, v, exp2<V>(Operands<V>::score(acc[k][v], factor, off[v])));
+        V::store(exact + k * kRows<V> + v * V::kWidth, p);
+        if constexpr (kTerms<V> > 1) Operands<V>::store(p_t + k * kRows<V> + v * V::kWidth, p);
       }
     }
 #pragma GCC unroll 8
@@ -333,11 +345,37 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     }
     dot_keys<V, N>(own_.dout_t + g.lane, own_.values + g.key, padded_, dim_, acc);
 #pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; ++k) {
+    for (int k = 0; k < V::kKeys; k += kTerms<V>) {
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
-        const Reg p = V::load(p_t + k * kRows<V> + v * V::kWidth);
-        V::store(ds_t + k * kRows<V> + v * V::kWidth, mask(k, v, V::mul(acc[k][v], p)));
+        Reg ds[kTerms<V>];
+#pragma GCC unroll 2
+        for (int t = 0; t < kTerms<V>; ++t) {
+          const Reg p = V::load(exact + (k + t) * kRows<V> + v * V::kWidth);
+          ds[t] = mask(k + t, v, V::mul(acc[k + t][v], p));
+        }
+        store_ds(g.k0 + k, g.lane + v * V::kWidth, ds);
+      }
+    }
+  }
+
+  // Where a group keeps P as float32.
+  float* p_exact(Element<V>* p_t, int lane) const {
+    if constexpr (kTerms<V> == 1) {
+      return p_t;
+    } else {
+      return own_.p_exact + lane;
+    }
+  }
+
+  // dS of kTerms keys from number k of the tile on, in every form that is needed.
+  ALIBI_INLINE void store_ds(int k, int lane, const Reg (&ds)[kTerms<V>]) {
+    Operands<V>::store(w_.ds.lanes + k / kTerms<V> * kRows<V> + lane, ds);
+    if constexpr (kTerms<V> > 1) {
+#pragma GCC unroll 2
+      for (int t = 0; t < kTerms<V>; ++t) {
+        Operands<V>::store(w_.ds.rows + (k + t) * kRows<V> + lane, ds[t]);
+        if (args_.dslopes != nullptr) V::store(w_.ds.exact + (k + t) * kRows<V> + lane, ds[t]);
       }
     }
   }

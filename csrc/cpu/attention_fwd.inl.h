@@ -5,8 +5,8 @@
 //   out_i = sum_j exp(s_ij - lse_i) v_j
 //
 // Everything is transposed, because query rows live in the vector lanes (micro.inl.h), and in log2
-// units: Q^T is multiplied by scale * log2(e) once, so that the softmax is 2^x. For each tile of
-// keys:
+// units: Q^T is multiplied by scale * log2(e) once, so that the softmax is 2^x (bfloat16 operands
+// apply the factor to the sums instead: operands.inl.h). For each tile of keys:
 //
 //   S^T = ramp + K Q^T       the accumulators start from the bias of the keys: it costs nothing
 //   P^T = 2^(S^T + off)      off_i = bias(i, anchor) - m_i; exp2 and the row sums run while the
@@ -50,9 +50,12 @@ constexpr float kLazyLimit = 0x1p24f;
 // The scratch of one thread, cut from one block of floats.
 template <class V>
 struct FwdScratch {
-  float *q_t, *o_t;          // [dim][kRows]
-  float* p_t;                // [kTileKeys][kRows]: scores, then weights
-  float *keys, *values;      // copies of tiles that cannot be read in place
+  Lane<V>* q_t;      // [lanes of dim][kRows]
+  float* o_t;        // [dim][kRows]
+  float* s_t;        // [kTileKeys][kRows]: scores of the first tile
+  Lane<V>* p_t;      // [lanes of kTileKeys][kRows], where s_t is
+  Element<V>* keys;  // copies of tiles that cannot be read in place
+  Lane<V>* values;
   float* ramp;               // [kRampFloats]
   float *row_max, *row_sum;  // [kRows]: m_i and l_i
   float* q_norm;             // [kRows]
@@ -60,11 +63,12 @@ struct FwdScratch {
 
   FwdScratch(float* base, int dim) {
     Carver carve{base, 0};
-    q_t = carve.take(transposed_scratch<V>(dim));
+    q_t = carve.take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
     o_t = carve.take(transposed_scratch<V>(dim));
-    p_t = carve.take(kTileKeys * kRows<V>);
-    keys = carve.take(row_scratch<V>(kTileKeys, dim));
-    values = carve.take(row_scratch<V>(kTileKeys, dim));
+    s_t = carve.take(kTileKeys * kRows<V>);
+    p_t = reinterpret_cast<Lane<V>*>(s_t);
+    keys = carve.take<Element<V>>(row_scratch<V>(kTileKeys, dim));
+    values = carve.take<Lane<V>>(row_scratch<V>(lanes_of<V>(kTileKeys), dim));
     ramp = carve.take(kRampFloats);
     row_max = carve.take(kRows<V>);
     row_sum = carve.take(kRows<V>);
@@ -81,25 +85,27 @@ struct FwdTile {
   HeadView k, v;
   const FwdScratch<V>& w;
   int dim() const { return static_cast<int>(problem.head_dim); }
+  float scale2() const { return problem.scale * kLog2E; }
 };
 
 // Takes in the first tile visited: exact maximum first, then weights.
 template <class V>
 void absorb_first(const FwdTile<V>& t, const KeyTile& tile) {
   const FwdScratch<V>& w = t.w;
-  const FloatRows keys = load_rows<V>(t.k, tile.begin, tile.count, t.dim(), w.keys);
-  raw_scores<V>(t.problem, t.rows, tile, keys, w.q_t, w.ramp, w.row_max, w.p_t);
-  const FloatRows values = load_rows<V>(t.v, tile.begin, tile.count, t.dim(), w.values);
+  const KeyRows<V> keys = load_keys<V>(t.k, tile.begin, tile.count, t.dim(), w.keys);
+  raw_scores<V>(t.problem, t.rows, tile, keys, w.q_t, w.ramp, w.row_max, w.s_t);
+  const ValueRows<V> values = load_values<V>(t.v, tile.begin, tile.count, t.dim(), w.values);
   const bool masked = tile.diagonal && t.problem.causal != 0;
   const bool exact = masked && !all_finite<V>(values, tile.count, t.dim());
   for_strips<V>(t.rows, tile, masked, [&](auto count, int first, int begin, int end) {
     constexpr int N = decltype(count)::value;
     const int lane = first * V::kWidth;
-    float* p = w.p_t + begin * kRows<V> + lane;
-    const float* v = values.data + begin * values.stride;
-    exponentiate<V, N>(p, end - begin, w.row_max + lane, w.row_sum + lane);
+    Lane<V>* p = w.p_t + begin / kTerms<V> * kRows<V> + lane;
+    const Lane<V>* v = values.data + begin / kTerms<V> * values.stride;
+    exponentiate<V, N>(w.s_t + begin * kRows<V> + lane, end - begin, w.row_max + lane,
+                       w.row_sum + lane, p);
     if (!exact) {
-      add_products<V, N>(p, v, values.stride, end - begin, t.dim(), w.o_t + lane);
+      add_products<V, N>(p, v, values.stride, lanes_of<V>(end - begin), t.dim(), w.o_t + lane);
     } else {
       const float offset = static_cast<float>(t.rows.pos0 + lane - tile.begin - begin);
       add_products_below_diagonal<V, N>(p, v, values.stride, end - begin, t.dim(), offset,
@@ -110,19 +116,25 @@ void absorb_first(const FwdTile<V>& t, const KeyTile& tile) {
 
 // P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums.
 template <class V, int N>
-void weigh_tile(const float* q_t, const FloatRows& keys, int count, int dim, const float* ramp,
-                const typename V::Reg (&off)[N], typename V::Reg (&l)[N], float* p_t) {
+void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
+                const float* ramp, const typename V::Reg (&off)[N], typename V::Reg (&l)[N],
+                Lane<V>* p_t) {
+  const typename V::Reg factor = V::set1(scale2);
   for (int v = 0; v < N; ++v) l[v] = V::zero();
   for (int k0 = 0; k0 < count; k0 += V::kKeys) {
     Acc<V, N> acc;
     score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
 #pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; ++k) {
+    for (int k = 0; k < V::kKeys; k += kTerms<V>) {
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
-        const typename V::Reg p = exp2<V>(V::add(acc[k][v], off[v]));
-        l[v] = V::add(l[v], p);
-        V::store(p_t + (k0 + k) * kRows<V> + v * V::kWidth, p);
+        typename V::Reg p[kTerms<V>];
+#pragma GCC unroll 2
+        for (int t = 0; t < kTerms<V>; ++t) {
+          p[t] = exp2<V>(Operands<V>::score(acc[k + t][v], factor, off[v]));
+          l[v] = V::add(l[v], p[t]);
+        }
+        Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, p);
       }
     }
   }
@@ -131,10 +143,10 @@ void weigh_tile(const float* q_t, const FloatRows& keys, int count, int dim, con
 // Raises the references of the rows to the true maximum of this tile where that is larger, and
 // rescales their sums.
 template <class V, int N>
-void raise_reference(const FwdTile<V>& t, const FloatRows& keys, int count, const TileBias& bias) {
+void raise_reference(const FwdTile<V>& t, const KeyRows<V>& keys, int count, const TileBias& bias) {
   const FwdScratch<V>& w = t.w;
   typename V::Reg largest[N];
-  max_scores<V, N>(w.q_t, keys, count, t.dim(), w.ramp, largest);
+  max_scores<V, N>(w.q_t, keys, count, t.dim(), t.scale2(), w.ramp, largest);
   typename V::Reg factor[N];
   for (int v = 0; v < N; ++v) {
     const int lane = v * V::kWidth;
@@ -158,8 +170,8 @@ template <class V, int N>
 void absorb(const FwdTile<V>& t, const KeyTile& tile) {
   const FwdScratch<V>& w = t.w;
   const TileBias bias = tile_bias(t.rows, tile);
-  fill_ramp<V>(bias, tile.count, w.ramp);
-  const FloatRows keys = load_rows<V>(t.k, tile.begin, tile.count, t.dim(), w.keys);
+  fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(t.scale2()), w.ramp);
+  const KeyRows<V> keys = load_keys<V>(t.k, tile.begin, tile.count, t.dim(), w.keys);
   for (bool raised = false;; raised = true) {
     typename V::Reg off[N], l[N];
     for (int v = 0; v < N; ++v) {
@@ -167,7 +179,7 @@ void absorb(const FwdTile<V>& t, const KeyTile& tile) {
       const typename V::Reg row = row_positions<V>(t.rows, lane);
       off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w.row_max + lane));
     }
-    weigh_tile<V, N>(w.q_t, keys, tile.count, t.dim(), w.ramp, off, l, w.p_t);
+    weigh_tile<V, N>(w.q_t, keys, tile.count, t.dim(), t.scale2(), w.ramp, off, l, w.p_t);
     bool outgrown = false;
     for (int v = 0; v < N; ++v) {
       l[v] = V::add(V::load(w.row_sum + v * V::kWidth), l[v]);
@@ -179,8 +191,8 @@ void absorb(const FwdTile<V>& t, const KeyTile& tile) {
     }
     raise_reference<V, N>(t, keys, tile.count, bias);
   }
-  const FloatRows values = load_rows<V>(t.v, tile.begin, tile.count, t.dim(), w.values);
-  add_products<V, N>(w.p_t, values.data, values.stride, tile.count, t.dim(), w.o_t);
+  const ValueRows<V> values = load_values<V>(t.v, tile.begin, tile.count, t.dim(), w.values);
+  add_products<V, N>(w.p_t, values.data, values.stride, lanes_of<V>(tile.count), t.dim(), w.o_t);
 }
 
 // out = O^T / l, transposed back, and lse in natural units. row_sum becomes 1 / l.
@@ -225,7 +237,7 @@ void attention_fwd_item(const void* context, int64_t index, float* scratch) {
                      head_view(a.v, p.dtype, item.batch, kv_head), w};
 
   load_transposed<V>(head_view(a.q, p.dtype, item.batch, item.head), rows.row0, rows.rows, t.dim(),
-                     p.scale * kLog2E, w.q_t);
+                     t.scale2(), w.q_t);
   memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(t.dim()));
   for (int i = 0; i < kRows<V>; ++i) {
     w.row_max[i] = -FLT_MAX;

@@ -86,20 +86,70 @@ struct CallBuffers {
   }
 };
 
+// The rows of a tile of q or dout, as elements and as lanes of kTerms rows (the same memory where
+// kTerms is 1).
+template <class V>
+struct RowOperands {
+  Element<V>* rows;  // [kRows][padded dim]
+  Lane<V>* lanes;    // [kRows / kTerms][padded dim]
+
+  void carve(Carver* carver, int dim) {
+    rows = carver->take<Element<V>>(row_scratch<V>(kRows<V>, dim));
+    if constexpr (kTerms<V> == 1) {
+      lanes = rows;
+    } else {
+      lanes = carver->take<Lane<V>>(row_scratch<V>(lanes_of<V>(kRows<V>), dim));
+    }
+  }
+  // After `rows` have been filled in.
+  void pair(int n, int padded) const {
+    if constexpr (kTerms<V> > 1) pair_rows<V>(rows, padded, n, padded, lanes);
+  }
+  const Lane<V>* from(int row, int padded) const { return lanes + row / kTerms<V> * padded; }
+};
+
+// A^T of a tile, for the sums over keys (lanes) and over rows (elements); where kTerms is 1 both are
+// the float32 that they were rounded from.
+template <class V>
+struct TileOperands {
+  float* exact;      // [kBwdTileKeys][kRows]
+  Element<V>* rows;  // [kBwdTileKeys][kRows]
+  Lane<V>* lanes;    // [kBwdTileKeys / kTerms][kRows]
+
+  void carve(Carver* carver) {
+    exact = carver->take(kBwdTileKeys * kRows<V>);
+    if constexpr (kTerms<V> == 1) {
+      rows = lanes = exact;
+    } else {
+      rows = carver->take<Element<V>>(kBwdTileKeys * kRows<V>);
+      lanes = carver->take<Lane<V>>(lanes_of<V>(kBwdTileKeys) * kRows<V>);
+    }
+  }
+};
+
 template <class V>
 struct ChunkScratch {
-  float *keys, *dkeys;  // [chunk + kKeys][padded dim]; the last kKeys rows only pad
-  float* q;             // [kRows][padded dim]
-  float* dq_t;          // [dim][kRows]
-  float* ds_t;          // [kBwdTileKeys][kRows]
+  Element<V>* keys;               // [chunk + kKeys][padded dim]; the last kKeys rows only pad
+  Lane<V>* key_lanes[kTerms<V>];  // lanes of the keys i, i + 1, ..., for each i < kTerms
+  Lane<V>* last_keys;             // [padded dim]: one lane that is not full
+  float* dkeys;                   // as keys
+  RowOperands<V> q;
+  float* dq_t;  // [dim][kRows]
+  TileOperands<V> ds;
 
   void carve(Carver* carver, int dim, int64_t chunk_keys) {
-    const int64_t chunk = (chunk_keys + V::kKeys) * round_up(dim, V::kWidth);
-    keys = carver->take(chunk);
+    const int64_t padded = round_up(dim, V::kWidth), chunk = (chunk_keys + V::kKeys) * padded;
+    keys = carver->take<Element<V>>(chunk);
+    if constexpr (kTerms<V> == 1) {
+      key_lanes[0] = keys;
+    } else {
+      for (Lane<V>*& lanes : key_lanes) lanes = carver->take<Lane<V>>(chunk / kTerms<V>);
+      last_keys = carver->take<Lane<V>>(padded);
+    }
     dkeys = carver->take(chunk);
-    q = carver->take(row_scratch<V>(kRows<V>, dim));
+    q.carve(carver, dim);
     dq_t = carver->take(transposed_scratch<V>(dim));
-    ds_t = carver->take(kBwdTileKeys * kRows<V>);
+    ds.carve(carver);
   }
 };
 
@@ -135,6 +185,7 @@ class ChunkWork {
   // One unit of work.
   void run() {
     load_head_keys(args_.k, w_.keys);
+    pair_keys();
     clear_keys(w_.dkeys);
     self().load_keys();
     for (int64_t i = 0; i < call_.group(); ++i) {
@@ -164,17 +215,16 @@ class ChunkWork {
 
   // Copies the keys (or values) of the chunk that any row may see; the others stay unread. The rest
   // of the last group is zero.
-  void load_head_keys(const AlibiTensor& tensor, float* dst) const {
-    const Span span = span_of(problem_, args_.spans, b_);
-    const KeyRange seen = intersect(chunk_, {span.kv_start, span.kv_end});
+  void load_head_keys(const AlibiTensor& tensor, Element<V>* dst) const {
+    const KeyRange seen = seen_keys();
     if (seen.empty()) return;
-    copy_head_rows<V>(head_view(tensor, problem_.dtype, b_, kv_head_), seen.begin,
-                      static_cast<int>(seen.end - seen.begin), dim_,
-                      dst + (seen.begin - chunk_.begin) * padded_);
-    memset(dst + (seen.end - chunk_.begin) * padded_, 0, sizeof(float) * V::kKeys * padded_);
+    copy_operand_rows<V>(head_view(tensor, problem_.dtype, b_, kv_head_), seen.begin,
+                         static_cast<int>(seen.end - seen.begin), dim_,
+                         dst + key_offset(seen.begin));
+    memset(dst + key_offset(seen.end), 0, sizeof(*dst) * V::kKeys * padded_);
   }
   void clear_keys(float* dst) const {
-    memset(dst, 0, sizeof(float) * (chunk_.end - chunk_.begin) * padded_);
+    memset(dst, 0, sizeof(*dst) * (chunk_.end - chunk_.begin) * padded_);
   }
   void store_head_keys(const float* src, float factor, const AlibiTensor& tensor) const {
     store_rows<V>(src, factor, chunk_.end - chunk_.begin, dim_,
@@ -193,6 +243,28 @@ class ChunkWork {
 
  private:
   Operation& self() { return static_cast<Operation&>(*this); }
+
+  KeyRange seen_keys() const {
+    const Span span = span_of(problem_, args_.spans, b_);
+    return intersect(chunk_, {span.kv_start, span.kv_end});
+  }
+
+  // Tiles begin at any key: lanes that begin at even keys serve the ones, lanes that begin at odd
+  // keys the others.
+  void pair_keys() const {
+    if constexpr (kTerms<V> > 1) {
+      const KeyRange seen = seen_keys();
+      for (int64_t first = seen.begin; first < min_int64(seen.end, seen.begin + kTerms<V>);
+           ++first) {
+        pair_rows<V>(w_.keys + key_offset(first), padded_, static_cast<int>(seen.end - first),
+                     padded_, key_lanes(first));
+      }
+    }
+  }
+  Lane<V>* key_lanes(int64_t key) const {
+    const int64_t i = key - chunk_.begin;
+    return w_.key_lanes[i % kTerms<V>] + i / kTerms<V> * padded_;
+  }
 
   // Tile t of the rows of head h; `item` is its number in the order of turns.
   void visit_rows(int64_t h, int64_t t, int64_t item) {
@@ -237,15 +309,34 @@ class ChunkWork {
       constexpr int N = decltype(n)::value;
       const int lane = first * V::kWidth, count = end - begin;
       const int64_t key = key_offset(tile.begin + begin);
-      const float* ds_t = w_.ds_t + begin * kRows<V> + lane;
-      add_products<V, N>(ds_t, w_.keys + key, padded_, count, dim_, w_.dq_t + lane);
-      add_outer<V>(ds_t, w_.q + lane * padded_, padded_, rows.rows - lane, count, padded_,
-                   w_.dkeys + key, padded_);
+      add_query_gradient<N>(tile.begin + begin, begin, count, lane);
+      add_outer<V>(w_.ds.rows + begin * kRows<V> + lane, w_.q.from(lane, padded_), padded_,
+                   lanes_of<V>(rows.rows - lane), count, padded_, w_.dkeys + key, padded_);
       self().add_strip(rows, begin, count, lane, key);
       if (args_.dslopes != nullptr) {
-        dslope_ += slope_gradient<V, N>(w_.ds_t, rows, tile, sign, lane, begin, end);
+        dslope_ += slope_gradient<V, N>(w_.ds.exact, rows, tile, sign, lane, begin, end);
       }
     });
+  }
+
+  // dQ^T += K^T dS^T for `count` keys from `key` on, number `begin` of the tile. What stands beside
+  // the last key of an odd number may be a key that the rows must not see, so that lane is made
+  // anew.
+  template <int N>
+  void add_query_gradient(int64_t key, int begin, int count, int lane) {
+    Lane<V>* ds = w_.ds.lanes + begin / kTerms<V> * kRows<V> + lane;
+    float* dq_t = w_.dq_t + lane;
+    add_products<V, N>(ds, key_lanes(key), padded_, count / kTerms<V>, dim_, dq_t);
+    if constexpr (kTerms<V> > 1) {
+      if (count % kTerms<V> == 0) return;
+      ds += count / kTerms<V> * kRows<V>;
+      for (int v = 0; v < N; ++v) {
+        Lane<V>* last = ds + v * V::kWidth;
+        Operands<V>::store_lanes(last, Operands<V>::first_term(Operands<V>::load(last)));
+      }
+      pair_rows<V>(w_.keys + key_offset(key + count - 1), padded_, 1, padded_, w_.last_keys);
+      add_products<V, N>(ds, w_.last_keys, padded_, 1, dim_, dq_t);
+    }
   }
 
   double dslope_ = 0.0;

@@ -1,5 +1,5 @@
-// The three element types of a tensor. Arithmetic is always float32; the 16-bit types exist only in
-// memory.
+// The three element types of a tensor. Sums are always float32; the 16-bit types exist only in
+// memory and, with AVX-512 BF16, as factors.
 #ifndef ALIBI_CPU_DTYPE_H_
 #define ALIBI_CPU_DTYPE_H_
 

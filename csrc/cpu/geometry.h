@@ -142,16 +142,16 @@ ALIBI_INLINE TileBias tile_bias(const RowTile& rows, const KeyTile& keys) {
   return {keys.gradient, anchor, static_cast<float>(keys.begin + anchor - rows.pos0)};
 }
 
-// ramp[k] = bias of key k minus bias of the anchor; -inf for the keys that pad the last group of
-// kKeys.
+// ramp[k] = factor * (bias of key k minus bias of the anchor); factor * -inf for the keys that pad
+// the last group of kKeys.
 template <class V>
-void fill_ramp(const TileBias& bias, int count, float* ramp) {
-  const typename V::Reg gradient = V::set1(bias.gradient);
+void fill_ramp(const TileBias& bias, int count, float factor, float* ramp) {
+  const typename V::Reg gradient = V::set1(bias.gradient * factor);
   for (int k = 0; k < count; k += V::kWidth) {
     V::store(ramp + k,
              V::mul(gradient, V::add(V::iota(), V::set1(static_cast<float>(k - bias.anchor)))));
   }
-  for (int k = count; k < round_up(count, V::kKeys); ++k) ramp[k] = -__builtin_inff();
+  for (int k = count; k < round_up(count, V::kKeys); ++k) ramp[k] = factor * -__builtin_inff();
 }
 constexpr int kRampFloats = kTileKeys + 16;
 

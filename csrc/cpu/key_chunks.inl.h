@@ -85,9 +85,15 @@ class Turns {
   int64_t heads_;
 };
 
+// As float32, or as operands.
 template <class V>
-void copy_head_rows(const HeadView& head, int64_t s, int n, int dim, float* dst) {
+void copy_float_rows(const HeadView& head, int64_t s, int n, int dim, float* dst) {
   with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst); });
+}
+template <class V>
+void copy_operand_rows(const HeadView& head, int64_t s, int n, int dim, Element<V>* dst) {
+  with_operand_row<V>(head, s,
+                      [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst); });
 }
 
 // head[s + i][d] = 0 for i < n.

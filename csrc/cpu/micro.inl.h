@@ -4,22 +4,24 @@
 //   dot_keys         S^T[key][row] += sum_d K[key][d] * Q^T[d][row]      broadcast K x vector Q^T
 //   add_products     O^T[d][row]   += sum_j V[j][d]   * P^T[j][row]      broadcast V x vector P^T
 //
-// K and V are read row-major as they are: nothing is packed, so strides and grouped heads cost
-// nothing. The row max, the row sum, the mask and the rescaling need no horizontal operation. A
-// micro-kernel keeps kKeys x N accumulators in registers (N row vectors, N <= kRowVecs); per step
-// it loads N vectors, broadcasts kKeys scalars and issues kKeys * N fused multiply-adds.
+// K and V are read row-major as they are: nothing is packed (but the pairs of keys of bfloat16
+// values), so strides and grouped heads cost nothing. The row max, the row sum, the mask and the
+// rescaling need no horizontal operation. A micro-kernel keeps kKeys x N accumulators in registers
+// (N row vectors, N <= kRowVecs); per step it loads N vectors, broadcasts kKeys lanes and issues
+// kKeys * N multiply-adds. One step takes kTerms terms of the sum (operands.inl.h).
 #ifndef ALIBI_CPU_MICRO_INL_H_
 #define ALIBI_CPU_MICRO_INL_H_
 
 #include <stdint.h>
 
 #include "dtype.h"
+#include "operands.inl.h"
 
 namespace alibi::cpu {
 namespace {
 
-// Query rows of a tile, and the distance (in floats) between the rows of every transposed tile:
-// Q^T, S^T, P^T, O^T.
+// Query rows of a tile, and the distance (in floats or lanes) between the rows of every transposed
+// tile: Q^T, S^T, P^T, O^T.
 template <class V>
 constexpr int kRows = V::kRowVecs * V::kWidth;
 
@@ -30,30 +32,34 @@ constexpr int kTileKeys = 128;
 template <class V, int N>
 using Acc = typename V::Reg[V::kKeys][N];
 
-// acc[k][v] += sum_d keys[k * stride + d] * rows_t[d][v], for kKeys keys.
+// acc[k][v] += sum_d keys[k * stride + d] * rows_t[d][v], for kKeys keys. The keys are readable, and
+// 0 or met by a 0, up to whole lanes.
 template <class V, int N>
-ALIBI_INLINE void dot_keys(const float* __restrict rows_t, const float* __restrict keys,
+ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* __restrict keys,
                            int64_t stride, int dim, Acc<V, N>& acc) {
+  using O = Operands<V>;
+  const int steps = lanes_of<V>(dim);
 #pragma GCC unroll 2
-  for (int d = 0; d < dim; ++d) {
+  for (int d = 0; d < steps; ++d) {
     typename V::Reg row[N];
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) row[v] = V::load(rows_t + d * kRows<V> + v * V::kWidth);
+    for (int v = 0; v < N; ++v) row[v] = O::load(rows_t + d * kRows<V> + v * V::kWidth);
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; ++k) {
-      const typename V::Reg key = V::set1(keys[k * stride + d]);
+      const typename V::Reg key = O::broadcast(keys + k * stride + d * kTerms<V>);
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[k][v] = V::fma(key, row[v], acc[k][v]);
+      for (int v = 0; v < N; ++v) acc[k][v] = O::mac(key, row[v], acc[k][v]);
     }
   }
 }
 
-// out_t[d][rows] += sum_{j < n} values[j * stride + d] * p_t[j][rows], for d < dim rounded up to
-// kKeys: `values` has to be readable up to there. The sum over the tile is formed by itself and
-// then added: a long sum made of short ones keeps its digits.
+// out_t[d][rows] += sum_{j < n} values[j * stride + d] * p_t[j][rows] for n lanes of keys and d <
+// dim rounded up to kKeys: `values` has to be readable up to there. The sum over the tile is formed
+// by itself and then added: a long sum made of short ones keeps its digits.
 template <class V, int N>
-void add_products(const float* __restrict p_t, const float* __restrict values, int64_t stride,
+void add_products(const Lane<V>* __restrict p_t, const Lane<V>* __restrict values, int64_t stride,
                   int n, int dim, float* __restrict out_t) {
+  using O = Operands<V>;
   for (int d0 = 0; d0 < dim; d0 += V::kKeys) {
     Acc<V, N> acc;
 #pragma GCC unroll 8
@@ -61,17 +67,17 @@ void add_products(const float* __restrict p_t, const float* __restrict values, i
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) acc[d][v] = V::zero();
     }
-    const float* value = values + d0;
+    const Lane<V>* value = values + d0;
 #pragma GCC unroll 2
     for (int j = 0; j < n; ++j, value += stride) {
       typename V::Reg p[N];
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) p[v] = V::load(p_t + j * kRows<V> + v * V::kWidth);
+      for (int v = 0; v < N; ++v) p[v] = O::load(p_t + j * kRows<V> + v * V::kWidth);
 #pragma GCC unroll 8
       for (int d = 0; d < V::kKeys; ++d) {
-        const typename V::Reg x = V::set1(value[d]);
+        const typename V::Reg x = O::broadcast(value + d);
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) acc[d][v] = V::fma(x, p[v], acc[d][v]);
+        for (int v = 0; v < N; ++v) acc[d][v] = O::mac(x, p[v], acc[d][v]);
       }
     }
 #pragma GCC unroll 8

@@ -2,9 +2,9 @@
 //
 //   add_outer        C[j][d] += sum_i A^T[j][i] * X[i][d]       broadcast A^T x vector X
 //
-// A^T is P^T or dS^T as it lies, X is dOut or Q row by row: nothing is transposed for it. The same
-// shape of micro-kernel as in micro.inl.h: kKeys x N accumulators in registers, kKeys * N
-// multiply-adds per step.
+// A^T is P^T or dS^T as it lies, X is dOut or Q row by row (lanes of kTerms rows): nothing is
+// transposed for it. The same shape of micro-kernel as in micro.inl.h: kKeys x N accumulators in
+// registers, kKeys * N multiply-adds per step.
 #ifndef ALIBI_CPU_MICRO_BWD_INL_H_
 #define ALIBI_CPU_MICRO_BWD_INL_H_
 
@@ -20,9 +20,10 @@ namespace {
 // One block of kCount rows and N vectors of C. The accumulators start from zero and meet C at the
 // end: a long sum is then a sum of short ones, which keeps its rounding error small.
 template <class V, int kCount, int N>
-ALIBI_INLINE void add_outer_block(const float* __restrict a_t, const float* __restrict x,
+ALIBI_INLINE void add_outer_block(const Element<V>* __restrict a_t, const Lane<V>* __restrict x,
                                   int64_t x_stride, int rows, float* __restrict c,
                                   int64_t c_stride) {
+  using O = Operands<V>;
   typename V::Reg acc[kCount][N];
 #pragma GCC unroll 8
   for (int j = 0; j < kCount; ++j) {
@@ -33,12 +34,12 @@ ALIBI_INLINE void add_outer_block(const float* __restrict a_t, const float* __re
   for (int i = 0; i < rows; ++i, x += x_stride) {
     typename V::Reg row[N];
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) row[v] = V::load(x + v * V::kWidth);
+    for (int v = 0; v < N; ++v) row[v] = O::load(x + v * V::kWidth);
 #pragma GCC unroll 8
     for (int j = 0; j < kCount; ++j) {
-      const typename V::Reg factor = V::set1(a_t[j * kRows<V> + i]);
+      const typename V::Reg factor = O::broadcast(a_t + j * kRows<V> + i * kTerms<V>);
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[j][v] = V::fma(factor, row[v], acc[j][v]);
+      for (int v = 0; v < N; ++v) acc[j][v] = O::mac(factor, row[v], acc[j][v]);
     }
   }
 #pragma GCC unroll 8
@@ -51,10 +52,10 @@ ALIBI_INLINE void add_outer_block(const float* __restrict a_t, const float* __re
   }
 }
 
-// C[j][0..dim) += sum_{i < rows} A^T[j][i] * X[i][0..dim) for j < n; dim is a multiple of kWidth,
-// the rows of A^T are kRows<V> floats apart.
+// C[j][0..dim) += sum_{i < rows} A^T[j][i] * X[i][0..dim) for j < n and `rows` lanes of rows; dim is
+// a multiple of kWidth, the rows of A^T are kRows<V> elements apart.
 template <class V>
-void add_outer(const float* a_t, const float* x, int64_t x_stride, int rows, int n, int dim,
+void add_outer(const Element<V>* a_t, const Lane<V>* x, int64_t x_stride, int rows, int n, int dim,
                float* c, int64_t c_stride) {
   for (int d = 0, vectors; d < dim; d += vectors * V::kWidth) {
     // Four vectors are two and two: a single one does not hide the latency of the multiply-adds.

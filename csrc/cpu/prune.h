@@ -135,23 +135,24 @@ class KeyNormTable {
 template <class V>
 class PruneTest {
  public:
-  // q_t is the tile's Q^T in log2 units (multiplied by scale * log2(e)); q_norm has room for
-  // kRows<V> floats.
+  // q_t is the tile's Q^T as load_transposed leaves it: in log2 units (multiplied by scale *
+  // log2(e)) unless Operands<V> say otherwise. q_norm has room for kRows<V> floats.
   PruneTest(const AlibiProblem& p, const KeyNorms& norms, float slope, const RowTile& rows,
-            const float* q_t, float* q_norm)
+            const Lane<V>* q_t, float* q_norm)
       : norms_(norms), rows_(rows), q_norm_(q_norm) {
     enabled_ = norms.prefix != nullptr && slope > 0;
     if (!enabled_) return;
     const double geometric = -::log2(-::expm1(-static_cast<double>(slope)));
     constant_ = static_cast<float>(geometric) + kPruneBits + kSlack + (p.causal != 0 ? 0.0f : 1.0f);
-    const int dim = static_cast<int>(p.head_dim);
+    const int lanes = lanes_of<V>(static_cast<int>(p.head_dim));
+    const float factor = kNormFactor * Operands<V>::norm_factor(p.scale * kLog2E);
     for (int v = 0; v < rows.vecs * V::kWidth; v += V::kWidth) {
       typename V::Reg sum = V::set1(kNormFloor);
-      for (int d = 0; d < dim; ++d) {
-        const typename V::Reg x = V::load(q_t + d * kRows<V> + v);
-        sum = V::fma(x, x, sum);
+      for (int d = 0; d < lanes; ++d) {
+        const typename V::Reg x = Operands<V>::load(q_t + d * kRows<V> + v);
+        sum = Operands<V>::mac(x, x, sum);
       }
-      V::store(q_norm_ + v, V::mul(V::sqrt(sum), V::set1(kNormFactor)));
+      V::store(q_norm_ + v, V::mul(V::sqrt(sum), V::set1(factor)));
     }
   }
 

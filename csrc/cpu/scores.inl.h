@@ -23,9 +23,9 @@ ALIBI_INLINE typename V::Reg anchor_bias(const TileBias& bias, int lane) {
   return anchor_bias<V>(bias, V::add(V::iota(), V::set1(static_cast<float>(lane))));
 }
 
-// acc = ramp + K Q^T for the keys [k0, k0 + kKeys) of a tile.
+// acc = ramp + K Q^T for the keys [k0, k0 + kKeys) of a tile; Operands<V>::score makes it a score.
 template <class V, int N>
-ALIBI_INLINE void score_group(const float* q_t, const FloatRows& keys, int k0, int dim,
+ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0, int dim,
                               const float* ramp, Acc<V, N>& acc) {
 #pragma GCC unroll 8
   for (int k = 0; k < V::kKeys; ++k) {
@@ -36,10 +36,11 @@ ALIBI_INLINE void score_group(const float* q_t, const FloatRows& keys, int k0, i
   dot_keys<V, N>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
 }
 
-// largest[v] = max over the keys of the tile of ramp + K Q^T; NaN scores are passed over.
+// largest[v] = max over the keys of the tile of ramp + K Q^T as a score; NaN is passed over.
 template <class V, int N>
-void max_scores(const float* q_t, const FloatRows& keys, int count, int dim, const float* ramp,
-                typename V::Reg (&largest)[N]) {
+void max_scores(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
+                const float* ramp, typename V::Reg (&largest)[N]) {
+  const typename V::Reg factor = V::set1(scale2);
   for (int v = 0; v < N; ++v) largest[v] = V::set1(-__builtin_inff());
   for (int k0 = 0; k0 < count; k0 += V::kKeys) {
     Acc<V, N> acc;
@@ -47,7 +48,8 @@ void max_scores(const float* q_t, const FloatRows& keys, int count, int dim, con
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; ++k) {
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) largest[v] = V::max(acc[k][v], largest[v]);
+      for (int v = 0; v < N; ++v)
+        largest[v] = V::max(Operands<V>::score(acc[k][v], factor), largest[v]);
     }
   }
 }
@@ -55,9 +57,9 @@ void max_scores(const float* q_t, const FloatRows& keys, int count, int dim, con
 // Stores S^T of the first `valid` of the keys [k0, k0 + kKeys) of a tile off the diagonal and
 // raises row_max to their maximum.
 template <class V, int N>
-void raw_group(const FloatRows& keys, int k0, int dim, int valid, const RowTile& rows,
-               const TileBias& bias, const float* ramp, const float* q_t, float* row_max,
-               float* s_t) {
+void raw_group(const KeyRows<V>& keys, int k0, int dim, int valid, const RowTile& rows,
+               const TileBias& bias, float scale2, const float* ramp, const Lane<V>* q_t,
+               float* row_max, float* s_t) {
   Acc<V, N> acc;
   score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
 #pragma GCC unroll 8
@@ -66,7 +68,7 @@ void raw_group(const FloatRows& keys, int k0, int dim, int valid, const RowTile&
     typename V::Reg largest = V::load(row_max + v * V::kWidth);
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; ++k) {
-      const typename V::Reg s = V::add(acc[k][v], base);
+      const typename V::Reg s = Operands<V>::score(acc[k][v], V::set1(scale2), base);
       largest = V::max(s, largest);
       if (k < valid) V::store(s_t + (k0 + k) * kRows<V> + v * V::kWidth, s);
     }
@@ -78,9 +80,10 @@ void raw_group(const FloatRows& keys, int k0, int dim, int valid, const RowTile&
 // `lane` on. `ahead` is pos0 minus the position of key k0. Causal: rows before a key get -inf,
 // whatever the key holds.
 template <class V, int N>
-void raw_diagonal_group(const FloatRows& keys, int k0, int dim, int valid, const RowTile& rows,
-                        int lane, float ahead, bool causal, const float* q_t, float* row_max,
-                        float* s_t) {
+void raw_diagonal_group(const KeyRows<V>& keys, int k0, int dim, int valid, const RowTile& rows,
+                        int lane, float ahead, bool causal, float scale2, const Lane<V>* q_t,
+                        float* row_max, float* s_t) {
+  const typename V::Reg slope = V::set1(-rows.slope2 * Operands<V>::ramp_factor(scale2));
   const typename V::Reg none = V::set1(-__builtin_inff());
   typename V::Reg row[N];
   Acc<V, N> acc;
@@ -90,7 +93,7 @@ void raw_diagonal_group(const FloatRows& keys, int k0, int dim, int valid, const
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; ++k) {
       const typename V::Reg distance = V::sub(row[v], V::set1(static_cast<float>(k)));
-      acc[k][v] = V::mul(V::set1(-rows.slope2), V::abs(distance));
+      acc[k][v] = V::mul(slope, V::abs(distance));
     }
   }
   dot_keys<V, N>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
@@ -99,7 +102,8 @@ void raw_diagonal_group(const FloatRows& keys, int k0, int dim, int valid, const
     typename V::Reg largest = V::load(row_max + v * V::kWidth);
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; ++k) {
-      typename V::Reg s = k < valid ? acc[k][v] : none;
+      const typename V::Reg score = Operands<V>::score(acc[k][v], V::set1(scale2));
+      typename V::Reg s = k < valid ? score : none;
       if (causal) s = V::select(V::lt(row[v], V::set1(static_cast<float>(k))), none, s);
       largest = V::max(s, largest);
       if (k < valid) V::store(s_t + (k0 + k) * kRows<V> + v * V::kWidth, s);
@@ -112,10 +116,12 @@ void raw_diagonal_group(const FloatRows& keys, int k0, int dim, int valid, const
 // that lie wholly before a group of keys are left out: their part of S^T is not written.
 template <class V>
 void raw_scores(const AlibiProblem& p, const RowTile& rows, const KeyTile& tile,
-                const FloatRows& keys, const float* q_t, float* ramp, float* row_max, float* s_t) {
+                const KeyRows<V>& keys, const Lane<V>* q_t, float* ramp, float* row_max,
+                float* s_t) {
   const int dim = static_cast<int>(p.head_dim);
+  const float scale2 = p.scale * kLog2E;
   const TileBias bias = tile_bias(rows, tile);
-  if (!tile.diagonal) fill_ramp<V>(bias, tile.count, ramp);
+  if (!tile.diagonal) fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(scale2), ramp);
   const int ahead = tile.diagonal ? static_cast<int>(rows.pos0 - tile.begin) : 0;
   for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
     const bool causal = tile.diagonal && p.causal != 0;
@@ -125,10 +131,11 @@ void raw_scores(const AlibiProblem& p, const RowTile& rows, const KeyTile& tile,
       constexpr int N = decltype(n)::value;
       if (tile.diagonal) {
         raw_diagonal_group<V, N>(keys, k0, dim, tile.count - k0, rows, lane,
-                                 static_cast<float>(ahead - k0), causal, q_t + lane, row_max + lane,
-                                 s_t + lane);
+                                 static_cast<float>(ahead - k0), causal, scale2, q_t + lane,
+                                 row_max + lane, s_t + lane);
       } else {
-        raw_group<V, N>(keys, k0, dim, tile.count - k0, rows, bias, ramp, q_t, row_max, s_t);
+        raw_group<V, N>(keys, k0, dim, tile.count - k0, rows, bias, scale2, ramp, q_t, row_max,
+                        s_t);
       }
     });
   }
@@ -136,36 +143,45 @@ void raw_scores(const AlibiProblem& p, const RowTile& rows, const KeyTile& tile,
 
 // Splits a tile into strips of keys that the same row vectors see, and calls f(Count<N>, first row
 // vector, begin, end) with keys [begin, end) of the tile. `masked` (causal diagonal): one strip per
-// row vector; otherwise one strip.
+// row vector; otherwise one strip. Strips begin with a whole lane: a key before that is left to the
+// preceding strip, where the mask has made its weight for this row vector 0.
 template <class V, class F>
 ALIBI_INLINE void for_strips(const RowTile& rows, const KeyTile& tile, bool masked, F&& f) {
   if (!masked) {
     return with_count<V::kRowVecs>(rows.vecs, [&](auto n) { f(n, 0, 0, tile.count); });
   }
   const int ahead = static_cast<int>(rows.pos0 - tile.begin);
+  const int whole = ahead + (ahead & (kTerms<V> - 1));
   for (int first = 0; first < rows.vecs; ++first) {
-    const int strip = ahead + first * V::kWidth;
+    const int strip = whole + first * V::kWidth;
     const int begin = strip > 0 ? strip : 0, end = min_int(strip + V::kWidth, tile.count);
     if (begin >= end) continue;
     with_count<V::kRowVecs>(rows.vecs - first, [&](auto n) { f(n, first, begin, end); });
   }
 }
 
-// S^T becomes P^T = 2^(S^T - row_max) for n keys, and its sums are added to row_sum.
+// P^T = 2^(S^T - row_max) for n keys, and its sums are added to row_sum. P^T may begin where S^T
+// does or before.
 template <class V, int N>
-void exponentiate(float* s_t, int n, const float* row_max, float* row_sum) {
+void exponentiate(const float* s_t, int n, const float* row_max, float* row_sum, Lane<V>* p_t) {
   typename V::Reg m[N], l[N];
 #pragma GCC unroll 8
   for (int v = 0; v < N; ++v) {
     m[v] = V::load(row_max + v * V::kWidth);
     l[v] = V::zero();
   }
-  for (int k = 0; k < n; ++k, s_t += kRows<V>) {
+  for (int k = 0; k < n; k += kTerms<V>, s_t += kTerms<V> * kRows<V>, p_t += kRows<V>) {
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) {
-      const typename V::Reg p = exp2<V>(V::sub(V::load(s_t + v * V::kWidth), m[v]));
-      l[v] = V::add(l[v], p);
-      V::store(s_t + v * V::kWidth, p);
+      typename V::Reg p[kTerms<V>];
+#pragma GCC unroll 2
+      for (int t = 0; t < kTerms<V>; ++t) {
+        p[t] = V::zero();
+        if (k + t >= n) continue;
+        p[t] = exp2<V>(V::sub(V::load(s_t + t * kRows<V> + v * V::kWidth), m[v]));
+        l[v] = V::add(l[v], p[t]);
+      }
+      Operands<V>::store(p_t + v * V::kWidth, p);
     }
   }
 #pragma GCC unroll 8
@@ -175,38 +191,39 @@ void exponentiate(float* s_t, int n, const float* row_max, float* row_sum) {
   }
 }
 
-// Is every element of these rows finite?
+// Is every element of n keys' values finite?
 template <class V>
-bool all_finite(const FloatRows& x, int n, int dim) {
+bool all_finite(const ValueRows<V>& x, int n, int dim) {
   typename V::Reg sum = V::zero();
-  for (int j = 0; j < n; ++j) {
-    const float* row = x.data + j * x.stride;
+  for (int j = 0; j < lanes_of<V>(n); ++j) {
+    const Lane<V>* row = x.data + j * x.stride;
     for (int d = 0; d < dim; d += V::kWidth) {
-      const int left = min_int(V::kWidth, dim - d);
-      const typename V::Reg part =
-          left == V::kWidth ? V::load(row + d) : V::load_first(row + d, left);
-      sum = V::fma(part, V::zero(), sum);  // 0 * inf and 0 * NaN are NaN
+      // 0 * inf and 0 * NaN are NaN
+      sum = Operands<V>::mac(Operands<V>::load(row + d, dim - d), V::zero(), sum);
     }
   }
   return V::all(V::eq(sum, V::zero()));
 }
 
 // add_products for a causal diagonal whose values are not all finite: 0 * inf would reach rows that
-// may not see the key, so the masked products are left out one by one. `ahead` is the position of
-// row 0 minus that of key 0.
+// may not see the key, so the masked products are left out one by one. n is in keys; `ahead` is the
+// position of row 0 minus that of key 0.
 template <class V, int N>
-void add_products_below_diagonal(const float* p_t, const float* values, int64_t stride, int n,
+void add_products_below_diagonal(const Lane<V>* p_t, const Lane<V>* values, int64_t stride, int n,
                                  int dim, float ahead, float* out_t) {
+  using O = Operands<V>;
   for (int j = 0; j < n; ++j) {
     for (int v = 0; v < N; ++v) {
       const int lane = v * V::kWidth;
       const typename V::Reg row = V::add(V::iota(), V::set1(ahead + static_cast<float>(lane)));
       const typename V::Mask hidden = V::lt(row, V::set1(static_cast<float>(j)));
-      const typename V::Reg p = V::load(p_t + j * kRows<V> + lane);
+      const int row_of_lanes = j / kTerms<V>, term = j % kTerms<V>;
+      const typename V::Reg p = O::term(O::load(p_t + row_of_lanes * kRows<V> + lane), term);
       for (int d = 0; d < dim; ++d) {
         float* out = out_t + d * kRows<V> + lane;
         const typename V::Reg old = V::load(out);
-        V::store(out, V::select(hidden, old, V::fma(V::set1(values[j * stride + d]), p, old)));
+        const float value = O::term(values + row_of_lanes * stride + d, term);
+        V::store(out, V::select(hidden, old, V::fma(V::set1(value), p, old)));
       }
     }
   }

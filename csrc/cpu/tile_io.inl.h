@@ -1,13 +1,15 @@
-// Tiles between a tensor (any strides, float32 / float16 / bfloat16) and the float32 scratch of a
-// thread.
+// Tiles between a tensor (any strides, float32 / float16 / bfloat16) and the scratch of a thread:
+// operands of the products (operands.inl.h) on the way in, float32 sums on the way out.
 #ifndef ALIBI_CPU_TILE_IO_INL_H_
 #define ALIBI_CPU_TILE_IO_INL_H_
 
 #include <stdint.h>
+#include <string.h>
 
 #include "../alibi_attention.h"
 #include "dtype.h"
 #include "micro.inl.h"
+#include "operands.inl.h"
 
 namespace alibi::cpu {
 namespace {
@@ -38,64 +40,110 @@ ALIBI_INLINE void with_row(const HeadView& head, int64_t s, F&& f) {
   }
 }
 
+// The same where the rows become operands: Operands<V> that are not float32 exist for one type.
+template <class V, class F>
+ALIBI_INLINE void with_operand_row(const HeadView& head, int64_t s, F&& f) {
+  if constexpr (kTerms<V> == 1) {
+    with_row(head, s, f);
+  } else {
+    f(static_cast<Element<V>*>(head.data) + s * head.stride);
+  }
+}
+
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 ALIBI_INLINE int64_t min_int64(int64_t a, int64_t b) { return a < b ? a : b; }
 ALIBI_INLINE int64_t max_int64(int64_t a, int64_t b) { return a > b ? a : b; }
 ALIBI_INLINE int min_int(int a, int64_t b) { return b < a ? static_cast<int>(b) : a; }
 
-// Rows [s, s + n) of a head as float32, either in place or in scratch.
-struct FloatRows {
-  const float* data;
-  int64_t stride;  // floats between rows
+// Rows [s, s + n) of a head, either in place or in scratch: one row of elements each (keys), or one
+// row of lanes for kTerms of them (values).
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;  // between rows of T
 };
+template <class V>
+using KeyRows = Rows<Element<V>>;
+template <class V>
+using ValueRows = Rows<Lane<V>>;
 
-// Scratch that load_rows needs for `rows` rows.
+// Elements of scratch for `rows` copied rows; enough for as many rows of lanes of kTerms rows.
 template <class V>
 constexpr int64_t row_scratch(int rows, int dim) {
   return static_cast<int64_t>(round_up(rows, V::kKeys)) * round_up(dim, V::kWidth);
 }
 
-template <class V, class T>
-void copy_rows(const T* src, int64_t stride, int n, int dim, float* dst) {
+// Rows of dim rounded up to kWidth and, behind the last one, rows up to a multiple of kKeys are
+// padded with zeros. U: float, or elements as they are.
+template <class V, class T, class U>
+void copy_rows(const T* src, int64_t stride, int n, int dim, U* dst) {
   const int padded = round_up(dim, V::kWidth);
   for (int j = 0; j < n; ++j, src += stride, dst += padded) {
     int d = 0;
-    for (; d + V::kWidth <= dim; d += V::kWidth) V::store(dst + d, V::load(src + d));
-    if (d < dim) V::store(dst + d, V::load_first(src + d, dim - d));
+    for (; d + V::kWidth <= dim; d += V::kWidth) Operands<V>::copy(src + d, V::kWidth, dst + d);
+    if (d < dim) Operands<V>::copy(src + d, dim - d, dst + d);
   }
-  const int64_t rest = static_cast<int64_t>(round_up(n, V::kKeys) - n) * padded;
-  for (int64_t i = 0; i < rest; ++i) dst[i] = 0.0f;
+  memset(dst, 0, sizeof(U) * (round_up(n, V::kKeys) - n) * padded);
 }
 
-// The result can be read up to a multiple of kKeys in both directions: a float32 head whose sizes
-// already are such multiples is used in place; anything else (16-bit types, odd head_dim, the last
-// keys of a span) is copied once, padded with zeros.
+// dst[j / kTerms][d] = lanes of the rows j, j + 1, ... < n; the missing rows of the last lane are 0.
 template <class V>
-FloatRows load_rows(const HeadView& head, int64_t s, int n, int dim, float* scratch) {
-  if (head.dtype == ALIBI_FLOAT32 && n % V::kKeys == 0 && dim % V::kKeys == 0) {
-    return {static_cast<const float*>(head.data) + s * head.stride, head.stride};
+void pair_rows(const Element<V>* src, int64_t stride, int n, int dim, Lane<V>* dst) {
+  const int padded = round_up(dim, V::kWidth);
+  for (int j = 0; j < n; j += kTerms<V>, src += kTerms<V> * stride, dst += padded) {
+    const Element<V>* second = j + 1 < n ? src + stride : nullptr;
+    for (int d = 0; d < dim; d += V::kWidth) {
+      Operands<V>::pair(src + d, second == nullptr ? nullptr : second + d,
+                        min_int(V::kWidth, dim - d), dst + d);
+    }
   }
-  with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, scratch); });
+}
+
+// Keys can be read up to a multiple of kKeys rows and to whole lanes: elements whose sizes already
+// are such multiples are used in place; anything else (another type, an odd head_dim, the last keys
+// of a span) is copied once, padded with zeros.
+template <class V>
+KeyRows<V> load_keys(const HeadView& head, int64_t s, int n, int dim, Element<V>* scratch) {
+  if (head.dtype == Operands<V>::kDtype && n % V::kKeys == 0 && dim % kTerms<V> == 0) {
+    return {static_cast<const Element<V>*>(head.data) + s * head.stride, head.stride};
+  }
+  with_operand_row<V>(head, s,
+                      [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, scratch); });
   return {scratch, round_up(dim, V::kWidth)};
 }
 
-// Floats of a transposed tile: one row of kRows<V> floats per head dim.
+// Values can be read up to a multiple of kKeys head dims.
+template <class V>
+ValueRows<V> load_values(const HeadView& head, int64_t s, int n, int dim, Lane<V>* scratch) {
+  if constexpr (kTerms<V> > 1) {
+    pair_rows<V>(static_cast<const Element<V>*>(head.data) + s * head.stride, head.stride, n, dim,
+                 scratch);
+  } else {
+    if (head.dtype == ALIBI_FLOAT32 && dim % V::kKeys == 0) {
+      return {static_cast<const float*>(head.data) + s * head.stride, head.stride};
+    }
+    with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, scratch); });
+  }
+  return {scratch, round_up(dim, V::kWidth)};
+}
+
+// Floats (or lanes) of a transposed tile: one row of kRows<V> per head dim.
 template <class V>
 constexpr int64_t transposed_scratch(int dim) {
   return static_cast<int64_t>(round_up(dim, V::kWidth)) * kRows<V>;
 }
 
-// A block of kWidth rows by kWidth elements, `rows` and `columns` of them in use; kFull: all of
-// them.
+// A block of kWidth rows by kWidth lanes, `rows` and `elements` (of a row) of them in use; kFull:
+// all of them.
 template <class V, bool kFull, class T>
-ALIBI_INLINE void load_block(const T* src, int64_t stride, int rows, int columns,
+ALIBI_INLINE void load_block(const T* src, int64_t stride, int rows, int elements,
                              typename V::Reg (&block)[V::kWidth]) {
 #pragma GCC unroll 16
   for (int i = 0; i < V::kWidth; ++i) {
     if constexpr (kFull) {
-      block[i] = V::load(src + i * stride);
+      block[i] = Operands<V>::load_row(src + i * stride);
     } else {
-      block[i] = i < rows ? V::load_first(src + i * stride, columns) : V::zero();
+      block[i] = i < rows ? Operands<V>::load_row(src + i * stride, elements) : V::zero();
     }
   }
 }
@@ -113,14 +161,15 @@ ALIBI_INLINE void store_block(T* dst, int64_t stride, int rows, int columns,
 }
 
 template <class V, bool kFull, class T>
-void load_transposed_block(const T* src, int64_t stride, int rows, int dims, float factor,
-                           float* dst) {
+void load_transposed_block(const T* src, int64_t stride, int rows, int elements, float factor,
+                           Lane<V>* dst) {
   typename V::Reg block[V::kWidth];
-  load_block<V, kFull>(src, stride, rows, dims, block);
+  load_block<V, kFull>(src, stride, rows, elements, block);
   V::transpose(block);
 #pragma GCC unroll 16
   for (int d = 0; d < V::kWidth; ++d) {
-    V::store(dst + d * kRows<V>, V::mul(V::set1(factor), block[d]));
+    const typename V::Reg scaled = Operands<V>::scale_query(block[d], V::set1(factor));
+    V::store(reinterpret_cast<float*>(dst + d * kRows<V>), scaled);
   }
 }
 
@@ -134,20 +183,21 @@ void store_transposed_block(const float* src, typename V::Reg factor, T* dst, in
   store_block<V, kFull>(dst, stride, rows, dims, block);
 }
 
-// dst[d][i] = factor * head[s + i][d] for i < n, 0 for the other rows of the tile's row vectors.
+// dst[d][i] = factor * head[s + i][d] for i < n (float32 operands; others take no factor), 0 for the
+// other rows of the tile's row vectors.
 template <class V>
-void load_transposed(const HeadView& head, int64_t s, int n, int dim, float factor, float* dst) {
-  constexpr int W = V::kWidth;
-  with_row(head, s, [&](const auto* src) {
+void load_transposed(const HeadView& head, int64_t s, int n, int dim, float factor, Lane<V>* dst) {
+  constexpr int W = V::kWidth, kRow = W * kTerms<V>;
+  with_operand_row<V>(head, s, [&](const auto* src) {
     for (int i = 0; i < n; i += W) {
-      for (int d = 0; d < dim; d += W) {
-        const int rows = min_int(W, n - i), dims = min_int(W, dim - d);
+      for (int d = 0; d < dim; d += kRow) {
+        const int rows = min_int(W, n - i), elements = min_int(kRow, dim - d);
         const auto* block = src + i * head.stride + d;
-        float* out = dst + d * kRows<V> + i;
-        if (rows == W && dims == W) {
-          load_transposed_block<V, true>(block, head.stride, W, W, factor, out);
+        Lane<V>* out = dst + d / kTerms<V> * kRows<V> + i;
+        if (rows == W && elements == kRow) {
+          load_transposed_block<V, true>(block, head.stride, W, kRow, factor, out);
         } else {
-          load_transposed_block<V, false>(block, head.stride, rows, dims, factor, out);
+          load_transposed_block<V, false>(block, head.stride, rows, elements, factor, out);
         }
       }
     }

@@ -100,10 +100,11 @@ class WeightsChunk : public ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>> {
     first_ = head * problem_.len_q + rows.row0;
     p_ = head_view(args_.p, problem_.dtype, b_, h);
     dp_ = head_view(args_.dp, problem_.dtype, b_, h);
-    copy_head_rows<V>(head_view(args_.q, problem_.dtype, b_, h), rows.row0, rows.rows, dim_, w_.q);
+    copy_operand_rows<V>(head_view(args_.q, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
+                         w_.q.rows);
     for (int i = 0; i < rows.rows; ++i) {
       if (call_.row_values[kWeight][first_ + i] != 0.0f) continue;
-      memset(w_.q + i * padded_, 0, sizeof(float) * padded_);
+      memset(w_.q.rows + i * padded_, 0, sizeof(*w_.q.rows) * padded_);
     }
   }
 
@@ -130,7 +131,7 @@ class WeightsChunk : public ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>> {
           }
           V::transpose(block);
 #pragma GCC unroll 16
-          for (int k = 0; k < W; ++k) V::store(w_.ds_t + (k0 + k) * kRows<V> + i0, block[k]);
+          for (int k = 0; k < W; ++k) V::store(w_.ds.exact + (k0 + k) * kRows<V> + i0, block[k]);
         }
       }
     });

@@ -67,7 +67,7 @@ KeyRange score_rows(const AlibiProblem& p, const RowTile& rows, const KeyNorms& 
   walk_keys(
       rows,
       [&](const KeyTile& tile) {
-        const FloatRows keys = load_rows<V>(k, tile.begin, tile.count, dim, w.keys);
+        const KeyRows<V> keys = load_keys<V>(k, tile.begin, tile.count, dim, w.keys);
         raw_scores<V>(p, rows, tile, keys, w.q_t, w.ramp, w.row_max, w.s_t + tile.begin * kRows<V>);
         const int64_t end = tile.begin + tile.count;
         seen = (*tiles)++ == 0
@@ -89,16 +89,16 @@ void exponentiate_rows(const AlibiProblem& p, const RowTile& rows, const KeyRang
   auto sweep = [&](const KeyRange& keys, bool diagonal) {
     for (int64_t begin = keys.begin; begin < keys.end; begin += kTileKeys) {
       const KeyTile tile{begin, min_int(kTileKeys, keys.end - begin), diagonal, 0.0f};
-      for_strips<V>(rows, tile, diagonal && p.causal != 0,
-                    [&](auto count, int first, int from, int to) {
-                      constexpr int N = decltype(count)::value;
-                      const int lane = first * V::kWidth;
-                      float* s = w.s_t + (begin + from) * kRows<V>;
-                      exponentiate<V, N>(s + lane, to - from, w.row_max + lane, w.row_sum + lane);
-                      for (int k = 0; k < to - from; ++k, s += kRows<V>) {
-                        memset(s, 0, sizeof(float) * lane);
-                      }
-                    });
+      for_strips<V>(
+          rows, tile, diagonal && p.causal != 0, [&](auto count, int first, int from, int to) {
+            constexpr int N = decltype(count)::value;
+            const int lane = first * V::kWidth;
+            float* s = w.s_t + (begin + from) * kRows<V>;
+            exponentiate<V, N>(s + lane, to - from, w.row_max + lane, w.row_sum + lane, s + lane);
+            for (int k = 0; k < to - from; ++k, s += kRows<V>) {
+              memset(s, 0, sizeof(float) * lane);
+            }
+          });
     }
   };
   sweep(rows.diagonal, true);

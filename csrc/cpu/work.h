@@ -15,10 +15,12 @@ namespace {
 struct Carver {
   float* base;
   int64_t used;
-  float* take(int64_t floats) {
+  template <class T = float>
+  T* take(int64_t count) {
     float* piece = base == nullptr ? nullptr : base + used;
-    used += (floats + 15) / 16 * 16;
-    return piece;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    used += (bytes + 63) / 64 * 16;
+    return reinterpret_cast<T*>(piece);
   }
 };
 
