@@ -7,6 +7,7 @@
 //   isa_avx512.cc        ALIBI_ISA_AVX512            -mavx2 -mfma -mf16c -mavx512f -mavx512bw
 //                                                    -mavx512dq -mavx512vl
 //                                                    -mprefer-vector-width=512
+//   isa_avx512_bf16.cc   ALIBI_ISA_AVX512_BF16       the same, -mavx512bf16
 //   isa_neon.cc          ALIBI_ISA_NEON              (no flags; aarch64 only)
 #include "isa_table.h"
 
@@ -28,6 +29,12 @@ constexpr const IsaKernels* kAvx512 = &kAvx512Kernels;
 #else
 constexpr const IsaKernels* kAvx512 = nullptr;
 #endif
+#ifdef ALIBI_ISA_AVX512_BF16
+extern const IsaKernels kAvx512Bf16Kernels;
+constexpr const IsaKernels* kAvx512Bf16 = &kAvx512Bf16Kernels;
+#else
+constexpr const IsaKernels* kAvx512Bf16 = nullptr;
+#endif
 #ifdef ALIBI_ISA_NEON
 extern const IsaKernels kNeonKernels;
 constexpr const IsaKernels* kNeon = &kNeonKernels;
@@ -47,10 +54,12 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 bool has_neon() { return false; }
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
 #if defined(__aarch64__)
 bool has_neon() { return true; }  // part of the baseline
 #else
@@ -60,6 +69,7 @@ bool has_neon() { return false; }
 bool has_scalar() { return true; }
 
 constexpr Isa kIsas[] = {
+    {"avx512_bf16", kAvx512Bf16, has_avx512_bf16},
     {"avx512", kAvx512, has_avx512},
     {"avx2", kAvx2, has_avx2},
     {"neon", kNeon, has_neon},

@@ -17,6 +17,7 @@ import numpy as np
 from alibi_kernels import native
 from tests import oracle
 from tests.cases import Case, make_inputs
+from tests.compare import EPSILON
 
 ISAS = [row["name"] for row in native.isas() if row["built"] and row["supported"]]
 
@@ -29,6 +30,23 @@ FLOOR = 4 * 2.0**-23
 def floor(truth: Any) -> float:
     finite = np.abs(truth[np.isfinite(truth)])
     return FLOOR * max(1.0, float(finite.max(initial=0.0)))
+
+
+def takes_pairs(dtype: str, isa: str | None) -> bool:
+    """Does this call multiply pairs of bfloat16 (csrc/cpu/vec_avx512_bf16.h)? Then weights are
+    rounded to bfloat16 for their product with v, and subnormal numbers count as 0."""
+    return dtype == "bfloat16" and (isa or ISAS[0]) == "avx512_bf16"
+
+
+@cache
+def rounded_weights(case: Case, dtype: str) -> float:
+    """By how much weights rounded to `dtype` may move out: max over i, x of eta sum_j P_ij |v_jx|
+    (docs/maths.md, section 4)."""
+    x = make_inputs(case, dtype)
+    p, _ = rival_weights(case, x.q, x.k, x.slopes, x.spans)
+    v = x.v if case.layout == "BNSD" else x.v.transpose(0, 2, 1, 3)
+    size = np.repeat(np.abs(v.astype(np.float32)), case.Hq // case.Hkv, axis=1)
+    return EPSILON[dtype] / 2 * float((p @ size).max(initial=0.0))
 
 
 def rival_weights(case: Case, q: Any, k: Any, slopes: Any, spans: Any) -> tuple[Any, Any]:

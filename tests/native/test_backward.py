@@ -81,10 +81,25 @@ def test_any_head_dim(head_dim: int) -> None:
     """Whatever is left over after whole vectors and micro-kernels."""
     for causal in (True, False):
         case = Case(f"D{head_dim}", 1, 2, 1, 53, 61, head_dim, causal, slopes="learned")
-        x = make_inputs(case)
-        truth, rival = truth_of(case, x, x.dlse), attention_gradients(case, x, "float32", x.dlse)
-        for isa in ISAS:
-            rival.check(named(backward(case, x, x.dlse, isa=isa)), truth, isa)
+        for dtype in DTYPES[::2]:
+            x = make_inputs(case, dtype)
+            truth, rival = truth_of(case, x, x.dlse), attention_gradients(case, x, dtype, x.dlse)
+            for isa in ISAS:
+                rival.check(named(backward(case, x, x.dlse, isa=isa)), truth, f"{isa} {dtype}")
+
+
+def test_every_diagonal() -> None:
+    """Tiles of keys that begin and end anywhere, even and odd, against the keys [5, 60)."""
+    for causal in (True, False):
+        for q_start in range(0, 80, 3):
+            case = Case("", 1, 2, 1, 53, 61, 8, causal, spans=((5, 60, q_start),), slopes="learned")
+            for dtype in DTYPES[::2]:
+                x = make_inputs(case, dtype)
+                truth = truth_of(case, x, x.dlse)
+                rival = attention_gradients(case, x, dtype, x.dlse)
+                for isa in ISAS:
+                    what = f"{isa} {dtype} {q_start}"
+                    rival.check(named(backward(case, x, x.dlse, isa=isa)), truth, what)
 
 
 def test_finite_differences() -> None:
@@ -220,22 +235,27 @@ def test_touches_nothing_beyond_the_tensors(isa: str, dtype: str) -> None:
         assert bits(grads) == bits(plain)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_hidden_elements_may_hold_anything(causal: bool) -> None:
-    """NaN in keys outside the span and in the gradient of rows that see nothing reaches no one;
-    keys that no row may see, and such rows, have gradient exactly 0."""
-    case = Case("hidden", 2, 2, 1, 60, 200, 24, causal, spans=((80, 140, 60), (40, 40, 0)))
-    x, clean = make_inputs(case), make_inputs(case)
+def test_hidden_elements_may_hold_anything(causal: bool, dtype: str) -> None:
+    """NaN in keys outside the span or after the last row (an odd position, so that it lies beside
+    one that counts), and in the gradient of rows that see nothing, reaches no one; keys that no row
+    may see, and such rows, have gradient exactly 0."""
+    case = Case("hidden", 2, 2, 1, 59, 200, 23, causal, spans=((80, 139, 60), (40, 40, 0)))
+    x, clean = make_inputs(case, dtype), make_inputs(case, dtype)
     expected = backward(case, clean, clean.dlse)
     blind = (
-        [np.arange(60) < 20, np.ones(60, bool)]
+        [np.arange(59) < 20, np.ones(59, bool)]
         if causal
-        else [np.zeros(60, bool), np.ones(60, bool)]
+        else [np.zeros(59, bool), np.ones(59, bool)]
     )
-    for b, (start, end, _) in enumerate(case.spans or ()):
+    seen = [
+        (start, min(end, q_start + 59) if causal else end) for start, end, q_start in case.spans
+    ]
+    for b, (start, end) in enumerate(seen):
         for a in (x.k, x.v):
             a[b, :, :start] = np.nan
-            a[b, :, end:] = np.inf
+            a[b, :, max(start, end) :] = np.inf
         for a in (x.q, x.dout):
             a[b][:, blind[b]] = np.nan
         x.dlse[b][:, blind[b]] = np.nan
@@ -244,10 +264,10 @@ def test_hidden_elements_may_hold_anything(causal: bool) -> None:
         if isa == ISAS[0]:
             assert bits((dq, dk, dv, dslopes)) == bits(expected)
         assert np.isfinite(dslopes).all()
-        for b, (start, end, _) in enumerate(case.spans or ()):
+        for b, (start, end) in enumerate(seen):
             for grad in (dk, dv):
                 assert not grad[b, :, :start].any()
-                assert not grad[b, :, end:].any()
+                assert not grad[b, :, max(start, end) :].any()
             assert not dq[b][:, blind[b]].any()
 
 
