@@ -4,7 +4,8 @@
 //
 // A task is one query tile of one head of one batch item; task t goes to AI Core t % blocks. Each
 // task visits a contiguous range of key tiles, found by key_tiles(): causality, the padding spans
-// and the pruning reach cut it, nothing else does.
+// and the pruning reach cut it, nothing else does. Where there are fewer query tiles than AI Cores
+// (decode), the range of each is cut into parts, a task each, and a second step combines them.
 #ifndef ALIBI_ASCEND_TILING_H_
 #define ALIBI_ASCEND_TILING_H_
 
@@ -33,6 +34,7 @@ constexpr int32_t kMaxRowStride =
     65535;                             // elements between rows that the ND -> NZ copy can address
 constexpr int32_t kNoReach = 1 << 30;  // prune nothing
 constexpr int32_t kSlots = 2;          // double buffering, everywhere
+constexpr int32_t kMinPartTiles = 2;   // key tiles that make a part worth its share of combining
 
 constexpr int32_t kHalfBytes = 2;  // float16, bfloat16
 constexpr int32_t kFloatBytes = 4;
@@ -63,6 +65,16 @@ static_assert(kRows * kMaxHeadDim * kHalfBytes <= kFwdUbScores / kSlots,
 static_assert(kRows / 2 * kTileK * kFloatBytes <= kFwdUbWeights,
               "distances borrow the weights buffer, half the rows at a time");
 
+// Buffers of the weights kernel. The cube core's are a subset of the forward kernel's.
+constexpr int32_t kWeightsUbScores = kSlots * kRows * kTileK * kFloatBytes;
+constexpr int32_t kWeightsUbWeights = kSlots * kRows * kTileK * kHalfBytes;
+constexpr int32_t kWeightsUbZeros = kRows * kTileK * kHalfBytes;
+constexpr int32_t kWeightsUbDistances = kRows / 2 * kTileK * kFloatBytes;
+static_assert(kWeightsUbScores + kWeightsUbWeights + kWeightsUbZeros + kWeightsUbDistances +
+                      kFwdUbStats + kFwdUbBroadcast + kFwdUbRamp <=
+                  kUbBytes,
+              "UB");
+
 // Buffers of the backward kernel. "Fixed" operands stay for a whole task, "moving" ones for one
 // pair of tiles.
 constexpr int32_t kGradL1Fixed = 2 * kTileQ * kMaxHeadDim * kHalfBytes;
@@ -79,6 +91,18 @@ constexpr int32_t kGradUbStats = kGradStatRows * kRows * kFloatBytes;
 constexpr int32_t kGradUbBroadcast = 2 * kRows * 32;
 static_assert(2 * kGradUbScores + 2 * kGradUbWeights + kGradUbStats + kGradUbBroadcast +
                       kFwdUbRamp <=
+                  kUbBytes,
+              "UB");
+
+// Buffers of the gradient of the weights: 16-bit P and dP as they arrive, both as floats, dS.
+constexpr int32_t kWeightsGradL1Moving = kSlots * kTileQ * kMaxHeadDim * kHalfBytes;
+constexpr int32_t kWeightsGradL1Grads = kSlots * kTileQ * kTileK * kHalfBytes;
+static_assert(kWeightsGradL1Moving + kWeightsGradL1Grads <= kL1Bytes, "L1");
+constexpr int32_t kWeightsGradUbLoads = 2 * kSlots * kRows * kTileK * kHalfBytes;
+constexpr int32_t kWeightsGradUbFloats = 2 * kRows * kTileK * kFloatBytes;
+constexpr int32_t kWeightsGradUbGrads = kRows * kTileK * kHalfBytes;
+static_assert(kWeightsGradUbLoads + kWeightsGradUbFloats + kWeightsGradUbGrads +
+                      kWeightsUbDistances + kGradUbStats + kGradUbBroadcast + kFwdUbRamp <=
                   kUbBytes,
               "UB");
 
@@ -113,7 +137,8 @@ struct AttentionTiling {
   int32_t row_step;   // positions from one query row to the next: 1, or 0 when rows are heads
   int32_t tiles_q;    // query tiles per head
   int32_t tiles_k;    // key tiles per head
-  int32_t tasks;      // batch * heads_q * tiles_q
+  int32_t parts;      // of the key tiles of a query tile
+  int32_t tasks;      // batch * heads_q * tiles_q * parts
   int32_t key_tasks;  // batch * heads_kv * tiles_k, of the backward
   float scale;
   int32_t blocks;  // AI Cores launched
@@ -150,19 +175,40 @@ ALIBI_DEVICE inline TileRange key_tiles(const AttentionTiling& t, const KeySpan&
   return {low / kTileK, (high + kTileK - 1) / kTileK};
 }
 
+// Part `part` of `parts` of a range: the parts differ by at most one tile and some may be empty.
+ALIBI_DEVICE inline TileRange part_of(const TileRange& range, int32_t part, int32_t parts) {
+  const int64_t tiles = range.end - range.first;
+  return {static_cast<int32_t>(range.first + tiles * part / parts),
+          static_cast<int32_t>(range.first + tiles * (part + 1) / parts)};
+}
+
+// Two slots of a [kTileQ, kTileK] tile.
+constexpr int64_t kFloatTiles = int64_t{kSlots} * kTileQ * kTileK * kFloatBytes;
+constexpr int64_t kHalfTiles = kFloatTiles / 2;
+
+// Bytes of a [kTileQ, head_dim rounded up] tile of floats.
+ALIBI_DEVICE inline int64_t wide_tile(int32_t head_dim) {
+  return int64_t{kTileQ} * round_up(head_dim, kFractal) * kFloatBytes;
+}
+
 // Global workspace per AI Core: two slots each of scores [kTileQ, kTileK] float, weights [kTileQ,
-// kTileK] 16-bit and weights times values [kTileQ, head_dim rounded up] float.
+// kTileK] 16-bit and weights times values [kTileQ, head_dim rounded up] float. Where the keys are
+// split, the result of each task follows behind those of all cores: the accumulator, then maximum
+// and sum of each row.
 struct Workspace {
   int64_t scores;
   int64_t weights;
   int64_t product;
   int64_t bytes;
+  int64_t part_bytes;
 };
 ALIBI_DEVICE inline Workspace fwd_workspace(int32_t head_dim) {
-  constexpr int64_t kScores = int64_t{kSlots} * kTileQ * kTileK * kFloatBytes;
-  constexpr int64_t kWeights = int64_t{kSlots} * kTileQ * kTileK * kHalfBytes;
-  const int64_t product = int64_t{kSlots} * kTileQ * round_up(head_dim, kFractal) * kFloatBytes;
-  return {0, kScores, kScores + kWeights, kScores + kWeights + product};
+  const int64_t wide = wide_tile(head_dim), before = kFloatTiles + kHalfTiles;
+  return {0, kFloatTiles, before, before + kSlots * wide, wide + 2 * kTileQ * kFloatBytes};
+}
+inline int64_t fwd_workspace_bytes(const AttentionTiling& t) {
+  const Workspace space = fwd_workspace(t.head_dim);
+  return t.blocks * space.bytes + (t.parts > 1 ? t.tasks * space.part_bytes : 0);
 }
 
 // Backward: two slots each of scores and weight gradients (float), weights and score gradients
@@ -177,11 +223,34 @@ struct GradWorkspace {
   int64_t bytes;
 };
 ALIBI_DEVICE inline GradWorkspace grad_workspace(int32_t head_dim) {
-  constexpr int64_t kFloatTiles = int64_t{kSlots} * kTileQ * kTileK * kFloatBytes,
-                    kHalfTiles = kFloatTiles / 2;
-  const int64_t sums = 2 * int64_t{kTileK} * round_up(head_dim, kFractal) * kFloatBytes,
-                before = 2 * kFloatTiles + 2 * kHalfTiles;
-  return {0, kFloatTiles, 2 * kFloatTiles, 2 * kFloatTiles + kHalfTiles, before, before + sums};
+  const int64_t before = 2 * kFloatTiles + 2 * kHalfTiles;
+  return {0,
+          kFloatTiles,
+          2 * kFloatTiles,
+          2 * kFloatTiles + kHalfTiles,
+          before,
+          before + 2 * wide_tile(head_dim)};
+}
+inline int64_t grad_workspace_bytes(const AttentionTiling& t) {
+  return t.blocks * grad_workspace(t.head_dim).bytes;
+}
+
+// Weights: two slots of scores per AI Core.
+inline int64_t weights_workspace_bytes(const AttentionTiling& t) { return t.blocks * kFloatTiles; }
+
+// Gradient of the weights: two slots of score gradients and the sums of one task (dq or dk) per AI
+// Core; behind those of all cores sum_j p dp of every query row, kTileQ floats per query tile.
+struct WeightsGradWorkspace {
+  int64_t score_grads;
+  int64_t sums;
+  int64_t bytes;
+};
+ALIBI_DEVICE inline WeightsGradWorkspace weights_grad_workspace(int32_t head_dim) {
+  return {0, kHalfTiles, kHalfTiles + wide_tile(head_dim)};
+}
+inline int64_t weights_grad_workspace_bytes(const AttentionTiling& t) {
+  return t.blocks * weights_grad_workspace(t.head_dim).bytes +
+         int64_t{t.tasks} * kTileQ * kFloatBytes;
 }
 
 }  // namespace ascend

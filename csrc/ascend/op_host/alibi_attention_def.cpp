@@ -1,4 +1,5 @@
-// The ops AlibiAttention and AlibiAttentionGrad: inputs, outputs, attributes, supported devices.
+// The ops AlibiAttention and AlibiAttentionWeights and their gradients: inputs, outputs, attributes,
+// supported devices.
 #include "alibi_attention_ops.h"
 
 namespace ops {
@@ -58,5 +59,46 @@ class AlibiAttentionGrad : public OpDef {
   }
 };
 OP_ADD(AlibiAttentionGrad);
+
+class AlibiAttentionWeights : public OpDef {
+ public:
+  explicit AlibiAttentionWeights(const char* name) : OpDef(name) {
+    for (const char* input : {"q", "k"})
+      Input(input).ParamType(REQUIRED).DataType(kWorking).Format(kPlain);
+    Input("slopes").ParamType(REQUIRED).DataType(kFloats).Format(kPlain);   // [Hq]
+    Input("spans").ParamType(OPTIONAL).DataType(kIntegers).Format(kPlain);  // [B, 3]
+    Output("p").ParamType(REQUIRED).DataType(kWorking).Format(kPlain);      // [B, Hq, Sq, Sk]
+    Attr("scale").AttrType(REQUIRED).Float();
+    Attr("causal").AttrType(OPTIONAL).Bool(true);
+    Attr("symmetric").AttrType(OPTIONAL).Bool(true);
+    Attr("sequence_first").AttrType(OPTIONAL).Bool(false);
+    SetInferShape(alibi::ascend::infer_weights_shapes)
+        .SetInferDataType(alibi::ascend::infer_weights_types);
+    AICore().SetTiling(alibi::ascend::tile_weights).AddConfig(kDevice);
+  }
+};
+OP_ADD(AlibiAttentionWeights);
+
+// The slopes are no input: p holds all that the gradient needs of them.
+class AlibiAttentionWeightsGrad : public OpDef {
+ public:
+  explicit AlibiAttentionWeightsGrad(const char* name) : OpDef(name) {
+    for (const char* input : {"q", "k", "p", "dp"})  // p, dp: [B, Hq, Sq, Sk]
+      Input(input).ParamType(REQUIRED).DataType(kWorking).Format(kPlain);
+    Input("spans").ParamType(OPTIONAL).DataType(kIntegers).Format(kPlain);
+    for (const char* output : {"dq", "dk"})
+      Output(output).ParamType(REQUIRED).DataType(kWorking).Format(kPlain);
+    Output("dslopes").ParamType(REQUIRED).DataType(kFloats).Format(
+        kPlain);  // [B, Hq, Sq], to be summed over B and Sq
+    Attr("scale").AttrType(REQUIRED).Float();
+    Attr("causal").AttrType(OPTIONAL).Bool(true);
+    Attr("symmetric").AttrType(OPTIONAL).Bool(true);
+    Attr("sequence_first").AttrType(OPTIONAL).Bool(false);
+    SetInferShape(alibi::ascend::infer_weights_grad_shapes)
+        .SetInferDataType(alibi::ascend::infer_weights_grad_types);
+    AICore().SetTiling(alibi::ascend::tile_weights_grad).AddConfig(kDevice);
+  }
+};
+OP_ADD(AlibiAttentionWeightsGrad);
 
 }  // namespace ops

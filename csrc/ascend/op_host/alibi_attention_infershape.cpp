@@ -1,4 +1,4 @@
-// Output shapes and types of the two ops.
+// Output shapes and types of the ops.
 #include "alibi_attention_ops.h"
 
 namespace alibi {
@@ -38,8 +38,9 @@ ge::graphStatus infer_types(gert::InferDataTypeContext* context, int copies) {
   return ge::GRAPH_SUCCESS;
 }
 
-constexpr int kForwardCopies = 1;   // out
-constexpr int kBackwardCopies = 3;  // dq, dk, dv
+constexpr int kForwardCopies = 1;      // out
+constexpr int kBackwardCopies = 3;     // dq, dk, dv
+constexpr int kWeightsGradCopies = 2;  // dq, dk
 
 }  // namespace
 
@@ -54,6 +55,31 @@ ge::graphStatus infer_backward_shapes(gert::InferShapeContext* context) {
 }
 ge::graphStatus infer_backward_types(gert::InferDataTypeContext* context) {
   return infer_types(context, kBackwardCopies);
+}
+
+// p [B, Hq, Sq, Sk].
+ge::graphStatus infer_weights_shapes(gert::InferShapeContext* context) {
+  const gert::Shape *query = context->GetInputShape(kQuery), *key = context->GetInputShape(kKey);
+  const gert::RuntimeAttrs* attributes = context->GetAttrs();
+  gert::Shape* weights = context->GetOutputShape(0);
+  if (query == nullptr || key == nullptr || attributes == nullptr || weights == nullptr)
+    return ge::GRAPH_FAILED;
+  const bool* sequence_first = attributes->GetAttrPointer<bool>(kSequenceFirst);
+  if (sequence_first == nullptr || key->GetDimNum() != 4) return ge::GRAPH_FAILED;
+  if (row_shape(*query, *sequence_first, weights) != ge::GRAPH_SUCCESS) return ge::GRAPH_FAILED;
+  weights->SetDimNum(4);
+  weights->SetDim(3, key->GetDim(*sequence_first ? 1 : 2));
+  return ge::GRAPH_SUCCESS;
+}
+ge::graphStatus infer_weights_types(gert::InferDataTypeContext* context) {
+  context->SetOutputDataType(0, context->GetInputDataType(kQuery));
+  return ge::GRAPH_SUCCESS;
+}
+ge::graphStatus infer_weights_grad_shapes(gert::InferShapeContext* context) {
+  return infer_shapes(context, kWeightsGradCopies);
+}
+ge::graphStatus infer_weights_grad_types(gert::InferDataTypeContext* context) {
+  return infer_types(context, kWeightsGradCopies);
 }
 
 }  // namespace ascend

@@ -10,13 +10,15 @@ namespace alibi {
 namespace ascend {
 namespace {
 
-// What sets the two ops apart.
+// What sets the ops apart.
 struct Op {
-  size_t spans;  // index of the optional inputs
-  size_t reach;
-  bool rows_from_heads;
-  int64_t (*bytes_per_core)(int32_t head_dim);
+  int spans;  // index of the optional inputs
+  int reach;
+  bool fused_forward;
+  bool always_meets;  // the AI Cores wait for each other; the forward op does if it splits keys
+  int64_t (*workspace_bytes)(const AttentionTiling& tiling);
 };
+constexpr uint32_t kBatchMode = 1;  // all AI Cores of a launch start together
 
 ge::graphStatus refuse(gert::TilingContext* context, const char* reason) {
   std::fprintf(stderr, "%s: %s\n", context->GetNodeType(), reason);
@@ -47,8 +49,8 @@ bool read_shape(gert::TilingContext* context, const Op& op, AttentionShape* shap
   shape->causal = *causal;
   shape->symmetric = *symmetric;
   shape->has_spans = context->GetOptionalInputShape(op.spans) != nullptr;
-  shape->has_reach = context->GetOptionalInputShape(op.reach) != nullptr;
-  shape->rows_from_heads = op.rows_from_heads;
+  shape->has_reach = op.reach != kAbsent && context->GetOptionalInputShape(op.reach) != nullptr;
+  shape->fused_forward = op.fused_forward;
   shape->scale = *scale;
   return true;
 }
@@ -64,22 +66,26 @@ ge::graphStatus tile(gert::TilingContext* context, const Op& op) {
     return refuse(context, "no room for the tiling data");
   const char* reason = make_tiling(shape, static_cast<int32_t>(platform.GetCoreNumAic()), tiling);
   if (reason != nullptr) return refuse(context, reason);
-  workspace[0] = platform.GetLibApiWorkSpaceSize() +
-                 static_cast<size_t>(op.bytes_per_core(tiling->head_dim) * tiling->blocks);
+  workspace[0] =
+      platform.GetLibApiWorkSpaceSize() + static_cast<size_t>(op.workspace_bytes(*tiling));
   context->SetBlockDim(static_cast<uint32_t>(tiling->blocks));
+  if (op.always_meets || tiling->parts > 1) context->SetScheduleMode(kBatchMode);
   return ge::GRAPH_SUCCESS;
 }
 
 }  // namespace
 
 ge::graphStatus tile_forward(gert::TilingContext* context) {
-  return tile(context, {kForwardSpans, kForwardReach, true,
-                        [](int32_t head_dim) { return fwd_workspace(head_dim).bytes; }});
+  return tile(context, {kForwardSpans, kForwardReach, true, false, fwd_workspace_bytes});
 }
-
 ge::graphStatus tile_backward(gert::TilingContext* context) {
-  return tile(context, {kBackwardSpans, kBackwardReach, false,
-                        [](int32_t head_dim) { return grad_workspace(head_dim).bytes; }});
+  return tile(context, {kBackwardSpans, kBackwardReach, false, false, grad_workspace_bytes});
+}
+ge::graphStatus tile_weights(gert::TilingContext* context) {
+  return tile(context, {kWeightsSpans, kAbsent, false, false, weights_workspace_bytes});
+}
+ge::graphStatus tile_weights_grad(gert::TilingContext* context) {
+  return tile(context, {kWeightsGradSpans, kAbsent, false, true, weights_grad_workspace_bytes});
 }
 
 }  // namespace ascend

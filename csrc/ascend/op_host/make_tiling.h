@@ -22,7 +22,7 @@ struct AttentionShape {
   bool symmetric;
   bool has_spans;
   bool has_reach;
-  bool rows_from_heads;  // the kernel takes the heads of a group as rows where len_q is 1
+  bool fused_forward;  // that kernel alone takes heads as rows and combines parts
   float scale;
 };
 
@@ -41,7 +41,7 @@ inline const char* make_tiling(AttentionShape s, int32_t cores, AttentionTiling*
   if (s.head_dim < 1 || s.head_dim > kMaxHeadDim) return "head_dim is not in 1..256";
   if (s.len_q > kMaxLength || s.len_k > kMaxLength) return "a sequence longer than 2^29";
   const int64_t q_start = s.len_k - s.len_q;
-  const bool rows_are_heads = s.rows_from_heads && s.len_q == 1 && s.heads_q > s.heads_kv;
+  const bool rows_are_heads = s.fused_forward && s.len_q == 1 && s.heads_q > s.heads_kv;
   if (rows_are_heads) {  // one row per head lies in memory as one head of that many rows
     s.len_q = s.heads_q / s.heads_kv;
     s.heads_q = s.heads_kv;
@@ -70,7 +70,9 @@ inline const char* make_tiling(AttentionShape s, int32_t cores, AttentionTiling*
   tiling->tiles_q = static_cast<int32_t>(tiles_q);
   tiling->tiles_k = static_cast<int32_t>(tiles_k);
   tiling->key_tasks = static_cast<int32_t>(s.batch * s.heads_kv * tiles_k);
-  tiling->tasks = static_cast<int32_t>(s.batch * s.heads_q * tiles_q);
+  const int64_t query_tiles = s.batch * s.heads_q * tiles_q;
+  tiling->parts = 1;
+  tiling->tasks = static_cast<int32_t>(query_tiles * tiling->parts);
   tiling->scale = s.scale;
   tiling->blocks = min_of(cores, tiling->tasks);
   return nullptr;
