@@ -68,7 +68,7 @@ int finish(Report* report, const char* error) {
   return *error != 0;
 }
 
-AttentionShape shape_of(const Call& c, bool spans, bool reach, bool rows_from_heads) {
+AttentionShape shape_of(const Call& c, bool spans, bool reach, bool fused_forward) {
   return {c.batch,
           c.heads_q,
           c.heads_kv,
@@ -80,7 +80,7 @@ AttentionShape shape_of(const Call& c, bool spans, bool reach, bool rows_from_he
           c.symmetric != 0,
           spans,
           reach,
-          rows_from_heads,
+          fused_forward,
           c.scale};
 }
 
@@ -115,7 +115,7 @@ extern "C" int run_forward(const Call* call, const void* q, const void* k, const
       shape_of(*call, spans != nullptr, reach != nullptr, true), call->cores, &tiling);
   if (reason) return finish(report, reason);
   const Sizes size = sizes_of(*call);
-  Memory m(alibi::ascend::fwd_workspace(tiling.head_dim).bytes * tiling.blocks);
+  Memory m(alibi::ascend::fwd_workspace_bytes(tiling));
   uint8_t* const args[] = {m.add("q", Use::kInput, q, size.query),
                            m.add("k", Use::kInput, k, size.key),
                            m.add("v", Use::kInput, v, size.key),
@@ -140,7 +140,7 @@ extern "C" int run_backward(const Call* call, const void* q, const void* k, cons
       shape_of(*call, spans != nullptr, reach != nullptr, false), call->cores, &tiling);
   if (reason) return finish(report, reason);
   const Sizes size = sizes_of(*call);
-  Memory m(alibi::ascend::grad_workspace(tiling.head_dim).bytes * tiling.blocks);
+  Memory m(alibi::ascend::grad_workspace_bytes(tiling));
   uint8_t* const a[] = {m.add("q", Use::kInput, q, size.query),
                         m.add("k", Use::kInput, k, size.key),
                         m.add("v", Use::kInput, v, size.key),

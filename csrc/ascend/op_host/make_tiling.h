@@ -32,6 +32,13 @@ inline Strides strides_of(int64_t heads, int64_t length, int64_t head_dim, bool 
   return {heads * length * head_dim, length * head_dim, head_dim};
 }
 
+// Parts of the keys of each of `query_tiles` query tiles: as many as `cores` AI Cores can take one
+// each, as long as kMinPartTiles key tiles are left for a part.
+inline int32_t choose_parts(int64_t query_tiles, int64_t tiles_k, int32_t cores) {
+  const int64_t parts = cores / query_tiles, worth = tiles_k / kMinPartTiles;
+  return max_of(1, static_cast<int32_t>(parts < worth ? parts : worth));
+}
+
 // Fills `tiling` for `cores` AI Cores. Returns null, or why the kernels cannot run this shape.
 inline const char* make_tiling(AttentionShape s, int32_t cores, AttentionTiling* tiling) {
   constexpr int64_t kMaxLength = kNoReach / 2;  // positions and reaches add up in 32 bits
@@ -71,7 +78,7 @@ inline const char* make_tiling(AttentionShape s, int32_t cores, AttentionTiling*
   tiling->tiles_k = static_cast<int32_t>(tiles_k);
   tiling->key_tasks = static_cast<int32_t>(s.batch * s.heads_kv * tiles_k);
   const int64_t query_tiles = s.batch * s.heads_q * tiles_q;
-  tiling->parts = 1;
+  tiling->parts = s.fused_forward ? choose_parts(query_tiles, tiles_k, cores) : 1;
   tiling->tasks = static_cast<int32_t>(query_tiles * tiling->parts);
   tiling->scale = s.scale;
   tiling->blocks = min_of(cores, tiling->tasks);

@@ -24,6 +24,8 @@ extern "C" __global__ __aicore__ void alibi_attention(GM_ADDR q, GM_ADDR k, GM_A
   tensors.scores.SetGlobalBuffer((__gm__ float*)(own + space.scores));
   tensors.weights.SetGlobalBuffer((__gm__ DTYPE_Q*)(own + space.weights));
   tensors.product.SetGlobalBuffer((__gm__ float*)(own + space.product));
+  tensors.parts.SetGlobalBuffer(
+      (__gm__ float*)(AscendC::GetUserWorkspace(workspace) + t.blocks * space.bytes));
   TaskList tasks;
   tasks.Init(t, spans, reach);
   AscendC::TPipe pipe;

@@ -17,11 +17,18 @@
 // The vector cores are the bottleneck, so passes over S are what counts: scale, ramp, maximum,
 // subtract, exp, sum, round (bias_mask.h explains why the bias is one pass). Masks touch only tiles
 // at an edge.
+//
+// A decode step has few query tiles, often fewer than there are AI Cores. Then the key tiles of each
+// are split into parts (tiling.h), and a part leaves its accumulator, maximum and sum in global
+// memory as they are. The vector cores of all AI Cores meet once, and each query tile is finished
+// by one of them, which takes in the parts in their order as if they were tiles:
+//   m' = max(m, m_part)   l' = l exp(m - m') + l_part exp(m_part - m')   acc likewise
+// So the result depends on the number of parts, hence of AI Cores, but never on timing.
 #ifndef ALIBI_ASCEND_OP_KERNEL_ATTENTION_FWD_H_
 #define ALIBI_ASCEND_OP_KERNEL_ATTENTION_FWD_H_
 
-#include "bias_mask.h"
 #include "cube_unit.h"
+#include "softmax_rows.h"
 
 namespace alibi {
 namespace ascend {
@@ -30,7 +37,9 @@ namespace ascend {
 constexpr uint16_t kScoresReady = 0;
 constexpr uint16_t kWeightsReady = 1;
 constexpr uint16_t kProductReady = 2;
-constexpr uint8_t kCubeAndVectors = 2;  // synchronisation mode
+constexpr uint16_t kPartsReady = 3;
+constexpr uint8_t kCubeAndVectors = 2;  // synchronisation modes
+constexpr uint8_t kAllVectors = 0;
 
 // Global tensors of the op; the comments give shapes.
 template <typename T>
@@ -44,6 +53,7 @@ struct FwdTensors {
   GlobalTensor<float> scores;  // workspace of this core, see tiling.h
   GlobalTensor<T> weights;
   GlobalTensor<float> product;
+  GlobalTensor<float> parts;  // results of all parts
 };
 
 template <typename T>
@@ -174,6 +184,8 @@ class FwdVector {
     slope_blocks_ = blocks_[kRows * kBlockFloats];
     bias_ = {ramp_.template Get<float>(), ramp_.template Get<float>()[kTileK], stat(kMinusRow),
              stat(kSlopes)};
+    rows_ = {stat(kMaximum),    stat(kSum),  stat(kRowBias),
+             stat(kNewMaximum), stat(kTile), stat(kScratch)};
     fill_index(bias_, t_.row_step);
     for (int32_t i = 0; i < kSlots; ++i) SetFlag<HardEvent::V_MTE2>(kScoreSlot + i);
     SetFlag<HardEvent::V_MTE2>(kProductSlot);
@@ -181,7 +193,13 @@ class FwdVector {
   }
 
   __aicore__ inline void Process(TaskList* tasks, int32_t core) {
-    for (int32_t index = core; index < t_.tasks; index += t_.blocks) run(tasks->get(index));
+    for (int32_t index = core; index < t_.tasks; index += t_.blocks) run(tasks->get(index), index);
+    if (t_.parts > 1) {
+      AscendC::CrossCoreSetFlag<kAllVectors, PIPE_MTE3>(kPartsReady);
+      AscendC::CrossCoreWaitFlag(kPartsReady);
+      for (int32_t first = core * t_.parts; first < t_.tasks; first += t_.blocks * t_.parts)
+        combine(tasks->get(first), first);
+    }
     for (int32_t i = 0; i < kSlots; ++i) WaitFlag<HardEvent::V_MTE2>(kScoreSlot + i);
     WaitFlag<HardEvent::V_MTE2>(kProductSlot);
     WaitFlag<HardEvent::MTE3_V>(kWeightsSlot);
@@ -213,12 +231,17 @@ class FwdVector {
     return scores_.template Get<float>()[slot * kRows * kTileK];
   }
 
-  __aicore__ inline void run(const Task& task) {
+  __aicore__ inline RowBlock begin(const Task& task) {
     RowBlock block = row_block(t_, task, AscendC::GetSubBlockIdx());
     const int32_t slope = t_.row_step ? task.head : task.head * t_.len_q + block.first;
     if (block.rows > 0) block.slope = g_.slopes.GetValue(slope);
     block.anchor = anchor_of(t_, block);
     if (block.rows > 0) start(block, slope);
+    return block;
+  }
+
+  __aicore__ inline void run(const Task& task, int32_t index) {
+    const RowBlock block = begin(task);
     const int32_t tiles = task.tiles.end - task.tiles.first;
     if (tiles > 0) load_scores(block);
     for (int32_t i = 0; i < tiles; ++i) {
@@ -227,7 +250,12 @@ class FwdVector {
       if (i > 0) update(block);
     }
     if (tiles > 0) update(block);
-    if (block.rows > 0) store(task, block);
+    if (block.rows == 0) return;
+    if (t_.parts > 1) {
+      store_part(block, index);
+    } else {
+      store(task, block);
+    }
   }
 
   __aicore__ inline void start(const RowBlock& block, int32_t slope) {
@@ -243,8 +271,7 @@ class FwdVector {
       SetFlag<HardEvent::MTE2_V>(kSlopesSlot);
       WaitFlag<HardEvent::MTE2_V>(kSlopesSlot);
     }
-    AscendC::Duplicate(stat(kMaximum), kNoMaximum, kRows);
-    AscendC::Duplicate(stat(kSum), 0.0f, kRows);
+    start_rows(rows_);
     AscendC::Duplicate(acc_.template Get<float>(), 0.0f, block.rows * width_);
     vector_barrier();
   }
@@ -275,16 +302,11 @@ class FwdVector {
       add_bias(s, stat(kRowBias), p.template ReinterpretCast<float>(), blocks_, slope_blocks_,
                bias_, t_, block, side_of(t_, block, key), key);
       apply_mask(s, t_, block, key);
-      new_maximum(s, block.rows, slot);
-      subtract_rows(s, blocks_, block.rows, kTileK);
-      vector_barrier();
-      AscendC::Exp(s, s, block.rows * kTileK);
-      vector_barrier();
+      new_maximum(rows_, stat(kFactor + slot), blocks_, s, block.rows);
+      exponentials(s, blocks_, block.rows);
       AscendC::Cast(p, s, AscendC::RoundMode::CAST_RINT, block.rows * kTileK);
       row_sum(stat(kTile), s, stat(kScratch), block.rows);
-      AscendC::Mul(stat(kSum), stat(kSum), stat(kFactor + slot), block.rows);
-      vector_barrier();
-      AscendC::Add(stat(kSum), stat(kSum), stat(kTile), block.rows);
+      add_to_sum(rows_, stat(kFactor + slot), stat(kTile), block.rows);
       SetFlag<HardEvent::V_MTE2>(kScoreSlot + slot);
       SetFlag<HardEvent::V_MTE3>(kWeightsSlot);
       WaitFlag<HardEvent::V_MTE3>(kWeightsSlot);
@@ -297,47 +319,39 @@ class FwdVector {
     AscendC::CrossCoreSetFlag<kCubeAndVectors, PIPE_MTE3>(kWeightsReady);
   }
 
-  // maximum = max(maximum, maximum over the tile), factor = exp(old - new), blocks_ = new -
-  // row_bias, spread.
-  __aicore__ inline void new_maximum(const LocalTensor<float>& s, int32_t rows, int32_t slot) {
-    const LocalTensor<float> factor = stat(kFactor + slot), fresh = stat(kNewMaximum);
-    row_maximum(fresh, s, stat(kScratch), rows);
-    AscendC::Add(fresh, fresh, stat(kRowBias), rows);
-    vector_barrier();
-    AscendC::Max(fresh, fresh, stat(kMaximum), rows);
-    vector_barrier();
-    AscendC::Sub(factor, stat(kMaximum), fresh, rows);
-    AscendC::Sub(stat(kRowBias), fresh, stat(kRowBias), rows);
-    vector_barrier();
-    AscendC::Exp(factor, factor, rows);
-    AscendC::Adds(stat(kMaximum), fresh, 0.0f, rows);
-    spread(blocks_, stat(kRowBias), rows);
-    vector_barrier();
-  }
-
   // acc = acc * factor + product of the tile before last.
   __aicore__ inline void update(const RowBlock& block) {
     const int32_t slot = updated_++ % kSlots;
     AscendC::CrossCoreWaitFlag(kProductReady);
     if (block.rows == 0) return;
-    LocalTensor<float> acc = acc_.template Get<float>(), product = product_.template Get<float>();
-    const int64_t source =
-        int64_t{slot} * kTileQ * width_ + AscendC::GetSubBlockIdx() * kRows * width_;
     spread(blocks_, stat(kFactor + slot), block.rows);
     vector_barrier();
-    multiply_rows(acc, blocks_, block.rows, width_, width_);
+    accumulate(g_.product[int64_t{slot} * kTileQ * width_ + half_rows()], block.rows, false);
+  }
+
+  // First element of this core's rows in a [kTileQ, width_] tile.
+  __aicore__ inline int64_t half_rows() {
+    return int64_t{AscendC::GetSubBlockIdx()} * kRows * width_;
+  }
+
+  // acc = acc * blocks_ + source [rows, width_], the latter times slope_blocks_ if weighted.
+  __aicore__ inline void accumulate(const GlobalTensor<float>& source, int32_t rows,
+                                    bool weighted) {
+    LocalTensor<float> acc = acc_.template Get<float>(), product = product_.template Get<float>();
+    multiply_rows(acc, blocks_, rows, width_, width_);
     for (int32_t c = 0; c < width_; c += kStep) {
       const int32_t cols = min_of(kStep, width_ - c);
       WaitFlag<HardEvent::V_MTE2>(kProductSlot);
-      AscendC::DataCopyPad(product, g_.product[source + c],
-                           AscendC::DataCopyExtParams(block.rows, cols * kFloatBytes,
-                                                      (width_ - cols) * kFloatBytes, 0, 0),
-                           AscendC::DataCopyPadExtParams<float>());
+      AscendC::DataCopyPad(
+          product, source[c],
+          AscendC::DataCopyExtParams(rows, cols * kFloatBytes, (width_ - cols) * kFloatBytes, 0, 0),
+          AscendC::DataCopyPadExtParams<float>());
       SetFlag<HardEvent::MTE2_V>(kProductSlot);
       WaitFlag<HardEvent::MTE2_V>(kProductSlot);
+      if (weighted) multiply_rows(product, slope_blocks_, rows, cols, cols);
       vector_barrier();
       for (int32_t x = 0; x < cols; x += kLanes) {
-        AscendC::Add(acc[c + x], acc[c + x], product[x], min_of(kLanes, cols - x), block.rows,
+        AscendC::Add(acc[c + x], acc[c + x], product[x], min_of(kLanes, cols - x), rows,
                      by_tile(width_, cols));
       }
       SetFlag<HardEvent::V_MTE2>(kProductSlot);
@@ -345,14 +359,59 @@ class FwdVector {
     vector_barrier();
   }
 
+  // Where part `index` leaves its accumulator [kTileQ, width_], maximum [kTileQ], sum [kTileQ].
+  __aicore__ inline GlobalTensor<float> part(int32_t index) {
+    return g_.parts[int64_t{index} * kTileQ * (width_ + 2)];
+  }
+  __aicore__ inline int64_t part_maximum() {
+    return int64_t{kTileQ} * width_ + AscendC::GetSubBlockIdx() * kRows;
+  }
+
+  __aicore__ inline void store_part(const RowBlock& block, int32_t index) {
+    SetFlag<HardEvent::V_MTE3>(kResultSlot);
+    WaitFlag<HardEvent::V_MTE3>(kResultSlot);
+    AscendC::DataCopy(part(index)[half_rows()], acc_.template Get<float>(), block.rows * width_);
+    AscendC::DataCopy(part(index)[part_maximum()], stat(kMaximum), kRows);
+    AscendC::DataCopy(part(index)[part_maximum() + kTileQ], stat(kSum), kRows);
+    SetFlag<HardEvent::MTE3_V>(kResultSlot);
+    WaitFlag<HardEvent::MTE3_V>(kResultSlot);
+  }
+
+  // One query tile from its parts, in their order.
+  __aicore__ inline void combine(const Task& task, int32_t first) {
+    const RowBlock block = begin(task);
+    if (block.rows == 0) return;
+    const LocalTensor<float> weight = stat(kFactorOdd);
+    for (int32_t i = first; i < first + t_.parts; ++i) {
+      SetFlag<HardEvent::V_MTE2>(kSlopesSlot);
+      WaitFlag<HardEvent::V_MTE2>(kSlopesSlot);
+      AscendC::DataCopy(stat(kRowBias), part(i)[part_maximum()], kRows);
+      AscendC::DataCopy(stat(kTile), part(i)[part_maximum() + kTileQ], kRows);
+      SetFlag<HardEvent::MTE2_V>(kSlopesSlot);
+      WaitFlag<HardEvent::MTE2_V>(kSlopesSlot);
+      AscendC::Adds(stat(kNewMaximum), stat(kRowBias), 0.0f, block.rows);
+      vector_barrier();
+      raise_maximum(rows_, stat(kFactor), block.rows);
+      AscendC::Sub(weight, stat(kRowBias), stat(kMaximum), block.rows);
+      vector_barrier();
+      AscendC::Exp(weight, weight, block.rows);
+      vector_barrier();
+      AscendC::Mul(stat(kTile), stat(kTile), weight, block.rows);
+      spread(blocks_, stat(kFactor), block.rows);
+      spread(slope_blocks_, weight, block.rows);
+      vector_barrier();
+      add_to_sum(rows_, stat(kFactor), stat(kTile), block.rows);
+      accumulate(part(i)[half_rows()], block.rows, true);
+    }
+    store(task, block);
+  }
+
   // out = acc / sum, lse = maximum + log(sum), with the anchor taken out again. Rows that saw no
   // key: 0 and -inf.
   __aicore__ inline void store(const Task& task, const RowBlock& block) {
-    LocalTensor<float> acc = acc_.template Get<float>(), lse = stat(kLse), sum = stat(kSum);
-    AscendC::Maxs(sum, sum, 1.0e-30f, block.rows);
-    vector_barrier();
-    spread(blocks_, sum, block.rows);
-    AscendC::Ln(lse, sum, block.rows);
+    LocalTensor<float> acc = acc_.template Get<float>(), lse = stat(kLse);
+    log_of_sum(rows_, lse, block.rows);
+    spread(blocks_, stat(kSum), block.rows);
     vector_barrier();
     divide_rows(acc, blocks_, block.rows, width_);
     AscendC::Add(lse, lse, stat(kMaximum), block.rows);
@@ -400,6 +459,7 @@ class FwdVector {
   AttentionTiling t_;
   FwdTensors<T> g_;
   RampBuffers bias_;
+  SoftmaxRows rows_;
   LocalTensor<float> blocks_, slope_blocks_;
   int32_t width_;
   int32_t loaded_ = 0, weighted_ = 0, updated_ = 0;  // tiles so far; the slot is their parity

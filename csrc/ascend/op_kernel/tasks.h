@@ -11,7 +11,7 @@
 namespace alibi {
 namespace ascend {
 
-// One query tile of one head.
+// One query tile of one head, or the part of it that falls to one AI Core.
 struct Task {
   int32_t batch;
   int32_t head;
@@ -33,7 +33,8 @@ class TaskList {
 
   __aicore__ inline Task get(int32_t index) {
     Task task;
-    const int32_t tile = index % tiling_.tiles_q, batch_head = index / tiling_.tiles_q;
+    const int32_t query_tile = index / tiling_.parts, batch_head = query_tile / tiling_.tiles_q,
+                  tile = query_tile % tiling_.tiles_q;
     task.batch = batch_head / tiling_.heads_q;
     task.head = batch_head % tiling_.heads_q;
     task.row = tile * kTileQ;
@@ -43,7 +44,9 @@ class TaskList {
       task.span = {spans_.GetValue(task.batch * 3), spans_.GetValue(task.batch * 3 + 1),
                    spans_.GetValue(task.batch * 3 + 2)};
     }
-    task.tiles = key_tiles(tiling_, task.span, task.row, task.rows, reach_of(task, index));
+    task.tiles =
+        part_of(key_tiles(tiling_, task.span, task.row, task.rows, reach_of(task, query_tile)),
+                index % tiling_.parts, tiling_.parts);
     task.serial = 0;
     return task;
   }

@@ -48,7 +48,7 @@ void Memory::reset() {
   allocated = 0;
 }
 
-struct Machine::Fibers {
+struct Fibers {
   ucontext_t scheduler;
   std::array<ucontext_t, kCores> fiber;
   std::array<std::vector<char>, kCores> stack;
@@ -65,12 +65,12 @@ void fiber_main() {
   Machine& m = machine();
   const int core = m.core_;
   try {
-    m.fibers_->kernel();
+    m.at_->fibers->kernel();
   } catch (...) {
-    m.fibers_->error = std::current_exception();
+    m.at_->fibers->error = std::current_exception();
   }
-  m.state_[core].finished = true;
-  swapcontext(&m.fibers_->fiber[core], &m.fibers_->scheduler);
+  m.at_->core[core].finished = true;
+  swapcontext(&m.at_->fibers->fiber[core], &m.at_->fibers->scheduler);
 }
 
 Region& Machine::add_region(const char* name, Use use, void* base, uint64_t size) {
@@ -110,49 +110,75 @@ void Machine::check_outputs_complete() const {
   }
 }
 
+// Blocks take turns, each until nothing in it can go on. Whole rounds without an action end it:
+// either all have finished, or check_drained() says what hangs.
 void Machine::launch(int blocks, uint32_t seed, const std::function<void()>& kernel) {
   random_.seed(seed);
   blocks_ = blocks;
   counts = Counts();
+  meetings_.assign(1, std::vector<Clock>(blocks));  // meeting 0: the start, nothing complete
+  meeting_flag_ = -1;
+  while (static_cast<int>(pool_.size()) < blocks) pool_.push_back(std::make_unique<Block>());
+  std::vector<int> order(blocks);
+  for (int b = 0; b < blocks; ++b) {
+    order[b] = block_ = b;
+    at_ = pool_[b].get();
+    start_block(kernel);
+  }
+  for (size_t before = 0; before != meetings_.size();) {  // on to the next meeting
+    before = meetings_.size();
+    std::shuffle(order.begin(), order.end(), random_);
+    for (const int b : order) {
+      block_ = b;
+      at_ = pool_[b].get();
+      run_block();
+    }
+  }
   for (block_ = 0; block_ < blocks; ++block_) {
-    start_fibers(kernel);
-    run_block();
+    at_ = pool_[block_].get();
     check_drained();
   }
   check_outputs_complete();
 }
 
-void Machine::start_fibers(const std::function<void()>& kernel) {
-  fibers_ = std::make_shared<Fibers>();
-  fibers_->kernel = kernel;
-  clock_ = {};
-  executed_ = {};
-  pending_ = {};
-  for (int core = 0; core < kCores; ++core) {
-    CoreState& state = state_[core];
-    state.queue = {};
-    state.flags.clear();
-    state.unmatched.clear();
-    state.cross = {};
-    state.finished = false;
-    state.atomic_add = false;
-    state.blocked_on = nullptr;
-    for (int i = 0; i < kLocals; ++i) {
-      const LocalSpec& spec = kLocalSpecs[i];
-      Memory& memory = state.local[i];
-      memory.name = spec.name;
-      memory.align = spec.align;
-      memory.bytes.resize(spec.cube == (core == kAic) ? spec.bytes : 0);
-      memory.shadow.resize(memory.bytes.size() / kGranule);
-      memory.reset();
-    }
-    fibers_->stack[core].resize(kStackBytes);
-    getcontext(&fibers_->fiber[core]);
-    fibers_->fiber[core].uc_stack.ss_sp = fibers_->stack[core].data();
-    fibers_->fiber[core].uc_stack.ss_size = kStackBytes;
-    fibers_->fiber[core].uc_link = &fibers_->scheduler;
-    makecontext(&fibers_->fiber[core], fiber_main, 0);
+void Machine::start_block(const std::function<void()>& kernel) {
+  at_->fibers = std::make_shared<Fibers>();
+  at_->fibers->kernel = kernel;
+  at_->clock = {};
+  at_->executed = {};
+  at_->meeting = {};
+  at_->pending = {};
+  at_->arrived = {};
+  for (int core = 0; core < kCores; ++core) start_core(core);
+}
+
+void Machine::start_core(int core) {
+  CoreState& state = at_->core[core];
+  state.queue = {};
+  state.flags.clear();
+  state.unmatched.clear();
+  state.cross = {};
+  state.meeting_flags.clear();
+  state.meeting = 0;
+  state.finished = false;
+  state.atomic_add = false;
+  state.blocked_on = nullptr;
+  for (int i = 0; i < kLocals; ++i) {
+    const LocalSpec& spec = kLocalSpecs[i];
+    Memory& memory = state.local[i];
+    memory.name = spec.name;
+    memory.align = spec.align;
+    memory.bytes.resize(spec.cube == (core == kAic) ? spec.bytes : 0);
+    memory.shadow.resize(memory.bytes.size() / kGranule);
+    memory.reset();
   }
+  Fibers& fibers = *at_->fibers;
+  fibers.stack[core].resize(kStackBytes);
+  getcontext(&fibers.fiber[core]);
+  fibers.fiber[core].uc_stack.ss_sp = fibers.stack[core].data();
+  fibers.fiber[core].uc_stack.ss_size = kStackBytes;
+  fibers.fiber[core].uc_link = &fibers.scheduler;
+  makecontext(&fibers.fiber[core], fiber_main, 0);
 }
 
 // Executes one action after another: a scalar program runs on until it blocks or yields, or the
@@ -166,7 +192,7 @@ void Machine::run_block() {
     int best = -1;
     for (int agent = 0; agent < kAgents; ++agent) {
       const int core = agent / kPipes, pipe = agent % kPipes;
-      const CoreState& state = state_[core];
+      const CoreState& state = at_->core[core];
       const bool ready = pipe == kS ? !state.finished && (!state.blocked_on || state.blocked_on())
                                     : head_ready(core, pipe);
       if (ready && (best < 0 || priority[agent] > priority[best])) best = agent;
@@ -174,9 +200,9 @@ void Machine::run_block() {
     if (best < 0) break;
     core_ = best / kPipes;
     if (best % kPipes == kS) {
-      state_[core_].blocked_on = nullptr;
-      swapcontext(&fibers_->scheduler, &fibers_->fiber[core_]);
-      if (fibers_->error) std::rethrow_exception(fibers_->error);
+      at_->core[core_].blocked_on = nullptr;
+      swapcontext(&at_->fibers->scheduler, &at_->fibers->fiber[core_]);
+      if (at_->fibers->error) std::rethrow_exception(at_->fibers->error);
     } else {
       step(core_, best % kPipes);
     }
@@ -185,7 +211,7 @@ void Machine::run_block() {
 
 void Machine::check_drained() const {
   for (int core = 0; core < kCores; ++core) {
-    const CoreState& state = state_[core];
+    const CoreState& state = at_->core[core];
     for (int pipe = 0; pipe < kPipes; ++pipe) {
       if (!state.queue[pipe].empty()) {
         fail("deadlock: %s waits on pipe %s at %s", kCoreNames[core], kPipeNames[pipe],
@@ -201,7 +227,7 @@ void Machine::check_drained() const {
            index % kEvents);
     }
     for (int flag = 0; flag < kCrossFlags; ++flag) {
-      if (!state.cross[flag].empty() || !pending_[core][flag].empty()) {
+      if (!state.cross[flag].empty() || !at_->pending[core][flag].empty()) {
         fail("%s ends with cross-core flag %d set and not waited for", kCoreNames[core], flag);
       }
     }
@@ -209,34 +235,40 @@ void Machine::check_drained() const {
 }
 
 void Machine::issue(int pipe, Instruction instruction) {
-  instruction.issue = clock_[agent_of(core_, kS)];
+  instruction.issue = at_->clock[agent_of(core_, kS)];
+  instruction.meeting = here().meeting;
   const bool barrier_or_flag = instruction.kind != Kind::kCompute;
   if (!barrier_or_flag) ++counts.instructions;
-  state_[core_].queue[pipe].push_back(std::move(instruction));
+  at_->core[core_].queue[pipe].push_back(std::move(instruction));
   if (random_() % 8 == 0) block_until(nullptr);
 }
 
 // Leaves the scalar program until `ready` holds (null: until the scheduler draws it again).
 void Machine::block_until(std::function<bool()> ready) {
   const int core = core_;
-  state_[core].blocked_on = std::move(ready);
-  swapcontext(&fibers_->fiber[core], &fibers_->scheduler);
+  at_->core[core].blocked_on = std::move(ready);
+  swapcontext(&at_->fibers->fiber[core], &at_->fibers->scheduler);
   core_ = core;
 }
 
 void Machine::wait_cross(int flag) {
   const int core = core_;
-  auto& tokens = state_[core].cross[flag];
+  auto& tokens = at_->core[core].cross[flag];
   if (tokens.empty()) block_until([&tokens] { return !tokens.empty(); });
-  clock_[agent_of(core, kS)].join(tokens.front());
+  at_->clock[agent_of(core, kS)].join(tokens.front());
   tokens.pop_front();
+  CoreState& state = here();
+  if (!state.meeting_flags.empty() && state.meeting_flags.front() == flag) {
+    state.meeting_flags.pop_front();
+    ++state.meeting;
+  }
 }
 
 void Machine::wait_scalar(int source, int event) {
   const int core = core_, index = flag_index(source, kS, event);
-  auto& flags = state_[core].flags;
+  auto& flags = at_->core[core].flags;
   if (!flags.count(index)) block_until([&flags, index] { return flags.count(index) != 0; });
-  clock_[agent_of(core, kS)].join(flags[index]);
+  at_->clock[agent_of(core, kS)].join(flags[index]);
   flags.erase(index);
 }
 
@@ -244,42 +276,43 @@ void Machine::set_scalar(int destination, int event) {
   const int index = flag_index(kS, destination, event);
   if (here().flags.count(index))
     fail("SetFlag S_%s %d twice without a wait", kPipeNames[destination], event);
-  here().flags[index] = clock_[agent_of(core_, kS)];
+  here().flags[index] = at_->clock[agent_of(core_, kS)];
 }
 
 void Machine::barrier_all() {
   const int core = core_;
-  CoreState& state = state_[core];
+  CoreState& state = at_->core[core];
   auto drained = [&state] {
     return std::all_of(state.queue.begin(), state.queue.end(),
                        [](const auto& q) { return q.empty(); });
   };
   if (!drained()) block_until(drained);
-  Clock& scalar = clock_[agent_of(core, kS)];
+  Clock& scalar = at_->clock[agent_of(core, kS)];
   for (int pipe = 0; pipe < kPipes; ++pipe) {
-    scalar.join(clock_[agent_of(core, pipe)]);
-    scalar.seen[agent_of(core, pipe)] = executed_[agent_of(core, pipe)];
+    scalar.join(at_->clock[agent_of(core, pipe)]);
+    scalar.seen[agent_of(core, pipe)] = at_->executed[agent_of(core, pipe)];
   }
 }
 
 bool Machine::head_ready(int core, int pipe) const {
-  const auto& queue = state_[core].queue[pipe];
+  const auto& queue = at_->core[core].queue[pipe];
   if (queue.empty()) return false;
   const Instruction& head = queue.front();
-  return head.kind != Kind::kWaitFlag || state_[core].flags.count(head.event) != 0;
+  return head.kind != Kind::kWaitFlag || at_->core[core].flags.count(head.event) != 0;
 }
 
 void Machine::step(int core, int pipe) {
-  CoreState& state = state_[core];
+  CoreState& state = at_->core[core];
   const Instruction head = std::move(state.queue[pipe].front());
   state.queue[pipe].pop_front();
   const int agent = agent_of(core, pipe);
-  Clock& clock = clock_[agent];
+  Clock& clock = at_->clock[agent];
   clock.join(head.issue);
+  at_->meeting[agent] = std::max(at_->meeting[agent], head.meeting);
   switch (head.kind) {
     case Kind::kCompute:
-      ++executed_[agent];
-      for (const Span& span : head.spans) access(agent, span, head.accumulates, head.name);
+      ++at_->executed[agent];
+      for (const Span& span : head.spans) access(agent, span, head);
       head.run();
       break;
     case Kind::kSetFlag:
@@ -288,30 +321,58 @@ void Machine::step(int core, int pipe) {
              kPipeNames[head.event / kEvents / kPipes], kPipeNames[head.event / kEvents % kPipes],
              head.event % kEvents);
       state.flags[head.event] = clock;
-      state.flags[head.event].seen[agent] = executed_[agent];
+      state.flags[head.event].seen[agent] = at_->executed[agent];
       break;
     case Kind::kWaitFlag:
       clock.join(state.flags[head.event]);
       state.flags.erase(head.event);
       break;
     case Kind::kBarrier:
-      clock.seen[agent] = executed_[agent];
+      clock.seen[agent] = at_->executed[agent];
       break;
     case Kind::kCrossSet: {
       Clock token = clock;
-      token.seen[agent] = executed_[agent];
+      token.seen[agent] = at_->executed[agent];
       cross_set(core, head.mode, head.event, token);
       break;
     }
   }
 }
 
+// Mode 0: all AIVs of all blocks -> all of them. The last to arrive releases every one.
+void Machine::meet(int core, int flag, const Clock& token) {
+  if (core == kAic) fail("mode 0 is modelled between vector cores");
+  if (meeting_flag_ >= 0 && meeting_flag_ != flag)
+    fail("vector cores meet at cross-core flags %d and %d at once", meeting_flag_, flag);
+  meeting_flag_ = flag;
+  at_->arrived[core].push_back(token);
+  for (int b = 0; b < blocks_; ++b) {
+    for (const int aiv : {kAiv0, kAiv1}) {
+      if (pool_[b]->arrived[aiv].empty()) return;
+    }
+  }
+  meeting_flag_ = -1;
+  std::vector<Clock> complete(blocks_);
+  for (int b = 0; b < blocks_; ++b) {
+    for (const int aiv : {kAiv0, kAiv1}) {
+      complete[b].join(pool_[b]->arrived[aiv].front());
+      pool_[b]->arrived[aiv].pop_front();
+    }
+    for (const int aiv : {kAiv0, kAiv1}) {
+      pool_[b]->core[aiv].cross[flag].push_back(complete[b]);
+      pool_[b]->core[aiv].meeting_flags.push_back(flag);
+    }
+  }
+  meetings_.push_back(std::move(complete));
+}
+
 // Mode 2: AIC -> both AIVs, and both AIVs -> AIC once each has set. Mode 1: both AIVs -> both AIVs.
 void Machine::cross_set(int core, int mode, int flag, const Clock& token) {
+  if (mode == 0) return meet(core, flag, token);
   auto deliver = [&](int to, const Clock& t) {
-    if (state_[to].cross[flag].size() >= kCrossMax)
+    if (at_->core[to].cross[flag].size() >= kCrossMax)
       fail("cross-core flag %d of %s counts past %d", flag, kCoreNames[to], kCrossMax);
-    state_[to].cross[flag].push_back(t);
+    at_->core[to].cross[flag].push_back(t);
   };
   if (core == kAic) {
     if (mode != 2) fail("AIC sets cross-core flag %d with mode %d", flag, mode);
@@ -320,12 +381,12 @@ void Machine::cross_set(int core, int mode, int flag, const Clock& token) {
     return;
   }
   const int other = core == kAiv0 ? kAiv1 : kAiv0;
-  pending_[core][flag].push_back(token);
-  if (pending_[other][flag].empty()) return;
-  Clock both = pending_[core][flag].front();
-  both.join(pending_[other][flag].front());
-  pending_[core][flag].pop_front();
-  pending_[other][flag].pop_front();
+  at_->pending[core][flag].push_back(token);
+  if (at_->pending[other][flag].empty()) return;
+  Clock both = at_->pending[core][flag].front();
+  both.join(at_->pending[other][flag].front());
+  at_->pending[core][flag].pop_front();
+  at_->pending[other][flag].pop_front();
   if (mode == 2) {
     deliver(kAic, both);
   } else {
@@ -334,11 +395,12 @@ void Machine::cross_set(int core, int mode, int flag, const Clock& token) {
   }
 }
 
-void Machine::access(int agent, const Span& span, bool accumulates, const char* name) {
+void Machine::access(int agent, const Span& span, const Instruction& instruction) {
+  const char* name = instruction.name;
   if (span.memory) {
     for (uint64_t g = span.begin / kGranule; g * kGranule < span.end; ++g) {
-      touch(agent, span.memory->shadow[g], span.write, accumulates, span.memory->name.c_str(),
-            name);
+      touch(agent, span.memory->shadow[g], span.write, instruction.accumulates,
+            span.memory->name.c_str(), name);
     }
     return;
   }
@@ -355,25 +417,35 @@ void Machine::access(int agent, const Span& span, bool accumulates, const char* 
   }
   if (region.use == Use::kWorkspace) {
     for (uint64_t g = span.begin / kGranule; g * kGranule < span.end; ++g) {
-      Shadow& shadow = region.shadow[g];
-      if (shadow.owner != block_) {
-        if (shadow.owner >= 0)
-          fail("%s: blocks %d and %d share workspace", name, shadow.owner, block_);
-        shadow.owner = block_;
-      }
-      touch(agent, shadow, span.write, false, region.name.c_str(), name);
+      if (!shared(region.shadow[g], agent, span.write, region.name.c_str(), name))
+        touch(agent, region.shadow[g], span.write, false, region.name.c_str(), name);
     }
   }
 }
 
+// True if another block owns this piece of workspace. Then it may be read, provided that the last
+// meeting that the agent knows of came after the owner's write, and nobody may write it any more.
+bool Machine::shared(Shadow& shadow, int agent, bool write, const char* where, const char* name) {
+  if (shadow.owner < 0) shadow.owner = block_;
+  if (write && (shadow.owner != block_ || shadow.shared))
+    fail("%s writes %s, which blocks %d and %d share", name, where, shadow.owner, block_);
+  if (shadow.owner == block_) return false;
+  const Clock& complete = meetings_[at_->meeting[agent]][shadow.owner];
+  if (shadow.writer < 0 || shadow.write > complete.seen[shadow.writer])
+    fail("race in %s: %s on %s of block %d reads what block %d writes, without having met", where,
+         name, kCoreNames[agent / kPipes], block_, shadow.owner);
+  shadow.shared = true;
+  return true;
+}
+
 void Machine::touch(int agent, Shadow& shadow, bool write, bool accumulates, const char* where,
                     const char* name) {
-  const Clock& clock = clock_[agent];
+  const Clock& clock = at_->clock[agent];
   const bool hardware_ordered = accumulates && shadow.writer == agent;
   // An instruction does not race with itself: its own number is the last one executed by this
   // agent.
   auto unknown = [&](int other, uint32_t number) {
-    return number > clock.seen[other] && !(other == agent && number == executed_[agent]);
+    return number > clock.seen[other] && !(other == agent && number == at_->executed[agent]);
   };
   if (shadow.writer >= 0 && !hardware_ordered && unknown(shadow.writer, shadow.write)) {
     fail("race in %s: %s on %s %s %s what %s %s wrote, without synchronisation", where, name,
@@ -389,9 +461,9 @@ void Machine::touch(int agent, Shadow& shadow, bool write, bool accumulates, con
       }
     }
     shadow.writer = static_cast<int16_t>(agent);
-    shadow.write = executed_[agent];
+    shadow.write = at_->executed[agent];
   } else {
-    shadow.reads[agent] = executed_[agent];
+    shadow.reads[agent] = at_->executed[agent];
   }
 }
 

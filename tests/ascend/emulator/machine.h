@@ -1,8 +1,8 @@
-// A model of one AI Core of an Atlas A2: a cube core (AIC) and two vector cores (AIV), each with
-// its pipes and memories.
+// A model of the AI Cores ("blocks") of an Atlas A2: each a cube core (AIC) and two vector cores
+// (AIV) with their pipes and memories.
 //
 // A kernel compiled against kernel_operator.h of this folder runs as three scalar programs
-// (fibers). What they call is not executed but queued: every instruction goes to the queue of its
+// (fibers) per block. What they call is not executed but queued: every instruction goes to the queue of its
 // pipe, and a scheduler executes the heads of the queues in an order drawn from a seed. Only what
 // orders instructions on the device orders them here: SetFlag/WaitFlag, PipeBarrier, cross-core
 // flags. So a missing synchronisation changes results, or hangs.
@@ -13,6 +13,11 @@
 // everything issued there before, WaitFlag and PipeBarrier absorb. An access to 32 bytes that
 // another instruction wrote (or that this one overwrites while another may still read) without that
 // knowledge is an error, in whatever order the two happened to run.
+//
+// Blocks meet only in mode 0 of the cross-core flags, where every vector core waits for all of
+// them. So a block runs until nothing in it can, then another. A meeting leaves behind what each
+// block had completed when it set its flags; a block may read workspace of another block only behind
+// a meeting that covers what the other wrote there, which from then on is not written again.
 #ifndef ALIBI_TESTS_ASCEND_EMULATOR_MACHINE_H_
 #define ALIBI_TESTS_ASCEND_EMULATOR_MACHINE_H_
 
@@ -54,7 +59,8 @@ struct Clock {
 // History of one 32-byte granule.
 struct Shadow {
   int16_t writer = -1;  // agent of the last write, -1: never written
-  int32_t owner = -1;   // global memory: the block that uses it
+  bool shared = false;  // global memory: another block than its owner has read it
+  int32_t owner = -1;   // the block that used it first
   uint32_t write = 0;   // and its instruction
   std::array<uint32_t, kAgents> reads{};
 };
@@ -71,7 +77,7 @@ struct Memory {
 enum Local { kUb, kL1, kL0a, kL0b, kL0c, kLocals };
 
 // Device memory. Inputs are never written; an output element is written exactly once and never
-// read; a workspace belongs to the block that touched it first and is checked for races.
+// read; a piece of workspace belongs to the block that touched it first and is checked for races.
 enum class Use { kInput, kOutput, kWorkspace };
 struct Region {
   std::string name;
@@ -100,8 +106,9 @@ struct Instruction {
   int event = 0;  // SetFlag, WaitFlag: index into Machine::flags; CrossSet: flag id
   int mode = 0;   // CrossSet
   bool accumulates =
-      false;    // Mmad onto L0C behind a large enough Mmad: the hardware orders the two itself
-  Clock issue;  // what the scalar program knew when it issued this
+      false;        // Mmad onto L0C behind a large enough Mmad: the hardware orders the two itself
+  Clock issue;      // what the scalar program knew when it issued this
+  int meeting = 0;  // and how many meetings it had passed
 };
 
 struct CoreState {
@@ -110,9 +117,24 @@ struct CoreState {
   std::map<int, Clock> flags;    // set flags of this core: (source, destination, event)
   std::map<int, int> unmatched;  // per flag: sets minus waits in program order
   std::array<std::deque<Clock>, kCrossFlags> cross;
-  bool atomic_add = false;  // SetAtomicAdd: stores to global memory add
+  std::deque<int> meeting_flags;  // flags of mode 0 that have arrived, in order
+  int meeting = 0;                // meetings that the scalar program has waited for
+  bool atomic_add = false;        // SetAtomicAdd: stores to global memory add
   bool finished = false;
   std::function<bool()> blocked_on;  // scalar program waits until this holds; empty: it runs
+};
+
+// One AI Core while it runs.
+struct Fibers;
+struct Block {
+  std::array<CoreState, kCores> core;
+  std::array<Clock, kAgents> clock;
+  std::array<uint32_t, kAgents> executed{};
+  std::array<int, kAgents> meeting{};  // the last one that each agent knows of
+  std::array<std::array<std::deque<Clock>, kCrossFlags>, kCores>
+      pending;                                    // modes 1 and 2: sets waiting for the other AIV
+  std::array<std::deque<Clock>, kCores> arrived;  // mode 0: sets waiting for the other AIVs
+  std::shared_ptr<Fibers> fibers;
 };
 
 struct Counts {  // of one launch
@@ -123,7 +145,7 @@ struct Counts {  // of one launch
 
 class Machine {
  public:
-  // Runs `kernel` once per block, `blocks` of them, in an order drawn from `seed`; throws Fault.
+  // Runs `kernel` on `blocks` AI Cores, in an order drawn from `seed`; throws Fault.
   void launch(int blocks, uint32_t seed, const std::function<void()>& kernel);
   Region& add_region(const char* name, Use use, void* base, uint64_t size);
   void clear_regions() { regions_.clear(); }
@@ -133,7 +155,7 @@ class Machine {
   int core() const { return core_; }
   int block() const { return block_; }
   int blocks() const { return blocks_; }
-  CoreState& here() { return state_[core_]; }
+  CoreState& here() { return at_->core[core_]; }
   void issue(int pipe, Instruction instruction);
   void wait_cross(int flag);
   void wait_scalar(int source, int event);  // WaitFlag<..._S>
@@ -148,28 +170,28 @@ class Machine {
  private:
   friend void fiber_main();
   void run_block();
-  void start_fibers(const std::function<void()>& kernel);
+  void start_block(const std::function<void()>& kernel);
+  void start_core(int core);
   void block_until(std::function<bool()> ready);
   bool head_ready(int core, int pipe) const;
   void step(int core, int pipe);
-  void access(int agent, const Span& span, bool accumulates, const char* name);
+  void access(int agent, const Span& span, const Instruction& instruction);
   void touch(int agent, Shadow& shadow, bool write, bool accumulates, const char* where,
              const char* name);
   void cross_set(int core, int mode, int flag, const Clock& token);
+  void meet(int core, int flag, const Clock& token);
+  bool shared(Shadow& shadow, int agent, bool write, const char* where, const char* name);
   void check_drained() const;
 
-  std::array<CoreState, kCores> state_;
-  std::array<Clock, kAgents> clock_;
-  std::array<uint32_t, kAgents> executed_{};
-  std::array<std::array<std::deque<Clock>, kCrossFlags>, kCores>
-      pending_;  // modes 1 and 2: sets waiting for the other AIV
+  std::vector<std::unique_ptr<Block>> pool_;  // kept from launch to launch
+  Block* at_ = nullptr;                       // pool_[block_]
+  std::vector<std::vector<Clock>> meetings_;  // per meeting and block: what was complete
+  int meeting_flag_ = -1;                     // of the meeting that is gathering
   std::map<const uint8_t*, std::unique_ptr<Region>> regions_;
   std::mt19937 random_;
   int core_ = 0;
   int block_ = 0;
   int blocks_ = 1;
-  struct Fibers;
-  std::shared_ptr<Fibers> fibers_;
 };
 
 // The machine that the calling kernel runs on.

@@ -64,7 +64,7 @@ void PipeBarrier() {
 
 template <uint8_t mode, pipe_t pipe>
 void CrossCoreSetFlag(uint16_t flag) {
-  static_assert(mode == 1 || mode == 2, "the kernels synchronise inside one AI Core");
+  static_assert(mode <= 2, "Atlas A2 has modes 0, 1 and 2");
   static_assert(pipe != PIPE_S && pipe != PIPE_ALL, "a cross-core flag is set by a pipe");
   if (flag >= emu::kCrossFlags) emu::fail("CrossCoreSetFlag: flag %d is not in 0..15", flag);
   Instruction instruction;
