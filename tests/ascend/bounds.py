@@ -43,6 +43,38 @@ def lse_bound(case: Case, inputs: Inputs, lse: Any) -> float:
     return score_error(case, inputs) + FLOAT * magnitude(lse)
 
 
+def weights_bound(case: Case, inputs: Inputs, dtype: str, lse: Any, p: Any) -> float:
+    """A weight is wrong by its score and its lse, and is rounded once; a weight below the smallest
+    normal float16 (2^-14) is rounded to a multiple of 2^-24."""
+    relative = score_error(case, inputs) + lse_bound(case, inputs, lse)
+    return 1.02 * (0.5 * EPSILON[dtype] + relative) * magnitude(p) + 2.0**-25
+
+
+def weights_grad_bounds(
+    case: Case, inputs: Inputs, dtype: str, p: Any, dp: Any, truth: tuple[Any, ...]
+) -> tuple[float, ...]:
+    """Bounds for dq, dk, dslopes from P as given to the kernel: dS is rounded once, the row sums of
+    P dP and everything after are float32."""
+    q, k = (_heads_first(case, x) for x in (inputs.q, inputs.k))
+    k = np.repeat(k, case.Hq // case.Hkv, 1)
+    p, dp = (np.abs(np.asarray(x).astype(np.float64)) for x in (p, dp))
+    row_sums = (p * dp).sum(-1, keepdims=True)
+    size = p * (dp + row_sums)  # at least |dS|
+    step, single = 0.5 * EPSILON[dtype], FLOAT * np.sqrt(case.Sk)
+    error = (step + single) * size + 2.0**-25 * (dtype == "float16")
+    scale = abs(case.options["scale"])
+    products = (
+        scale * error @ k,
+        scale * _per_key_head(error.swapaxes(2, 3) @ q, case.Hkv),
+    )
+    bounds = [
+        1.02 * (magnitude(b) + step * magnitude(t) + FLOAT * magnitude(t))
+        for b, t in zip(products, truth[:2], strict=True)
+    ]
+    per_row = single * (size * _distances(case)).sum(3)
+    return (*bounds, magnitude(np.sqrt((per_row**2).sum((0, 2)))))
+
+
 def grad_bounds(
     case: Case, inputs: Inputs, dtype: str, lse: Any, delta: Any, truth: tuple[Any, ...]
 ) -> tuple[float, ...]:
@@ -53,12 +85,7 @@ def grad_bounds(
     times |dout|, and so on.
     """
     group = case.Hq // case.Hkv
-    q, k, v, dout = (
-        np.abs(np.asarray(t).astype(np.float64))
-        if case.layout == "BNSD"
-        else np.abs(np.asarray(t).astype(np.float64)).transpose(0, 2, 1, 3)
-        for t in (inputs.q, inputs.k, inputs.v, inputs.dout)
-    )
+    q, k, v, dout = (_heads_first(case, t) for t in (inputs.q, inputs.k, inputs.v, inputs.dout))
     k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
     p = oracle.weights(inputs.q, inputs.k, inputs.slopes, spans=inputs.spans, **case.options)
     size = p * (dout @ v.swapaxes(2, 3) + np.abs(delta)[..., None])  # at least |dS|
@@ -75,18 +102,27 @@ def grad_bounds(
         1.02 * (magnitude(b) + step * magnitude(t))
         for b, t in zip(products, truth[:3], strict=True)
     ]
-    starts = (case.Sk - case.Sq,) * case.B if case.spans is None else [s[2] for s in case.spans]
-    rows, keys = np.arange(case.Sq)[:, None], np.arange(case.Sk)[None, :]
-    distance = np.stack([np.abs(start + rows - keys) for start in starts])[:, None] + TILE
-    # Errors of one row hang together (its lse, its delta), those of different rows do not.
     # A score is wrong by its float32 rounding, about 2^-24 of |score| + slope * 128. Errors of one
     # row hang together (its lse, its delta), those of different rows do not.
     scores = abs(case.options["scale"]) * (q @ k.swapaxes(2, 3)).max() + TILE * np.abs(
         inputs.slopes
     )
     step = 2.0**-24 * (8 + scores + magnitude(lse))[None, :, None]
-    per_row = step * (size * distance).sum(3)
+    per_row = step * (size * _distances(case)).sum(3)
     return (*bounds, 4 * magnitude(np.sqrt((per_row**2).sum((0, 2)))))
+
+
+def _heads_first(case: Case, x: Any) -> Any:
+    """|x| as float64 [B, H, S, D]."""
+    x = np.abs(np.asarray(x).astype(np.float64))
+    return x if case.layout == "BNSD" else x.transpose(0, 2, 1, 3)
+
+
+def _distances(case: Case) -> Any:
+    """|p - j| [B, 1, Sq, Sk] plus a tile: the largest numbers that the slope gradient adds up."""
+    starts = (case.Sk - case.Sq,) * case.B if case.spans is None else [s[2] for s in case.spans]
+    rows, keys = np.arange(case.Sq)[:, None], np.arange(case.Sk)[None, :]
+    return np.stack([np.abs(start + rows - keys) for start in starts])[:, None] + TILE
 
 
 def _per_key_head(x: Any, heads_kv: int) -> Any:

@@ -22,7 +22,12 @@ CXX = shutil.which("g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror"]
 DTYPES = {"float16": ("half", np.float16), "bfloat16": ("bfloat16_t", ml_dtypes.bfloat16)}
 # op_kernel/<entry>.cpp, compiled once per dtype
-ENTRIES = ("alibi_attention", "alibi_attention_grad")
+ENTRIES = (
+    "alibi_attention",
+    "alibi_attention_grad",
+    "alibi_attention_weights",
+    "alibi_attention_weights_grad",
+)
 TILE = 128  # query rows and keys per tile, tiling.h
 NO_REACH = 1 << 30
 
@@ -63,6 +68,18 @@ class Backward(NamedTuple):
     dk: Any
     dv: Any
     dslopes: Any  # per row [B, Hq, Sq]: the op leaves the last sum to the caller
+    vector_elements: int
+
+
+class Weights(NamedTuple):
+    p: Any
+    vector_elements: int
+
+
+class WeightsGrad(NamedTuple):
+    dq: Any
+    dk: Any
+    dslopes: Any  # per row, as in Backward
     vector_elements: int
 
 
@@ -188,6 +205,46 @@ class Device:
         arrays = (q, k, v, slopes, lse, delta, dout, spans, reach, dq, dk, dv, dslopes)
         report = self._run("run_backward", call, *arrays)
         return Backward(dq, dk, dv, dslopes, report.vector_elements)
+
+    def weights(
+        self,
+        q: Any,
+        k: Any,
+        slopes: Any,
+        *,
+        scale: float,
+        causal: bool = True,
+        bias: str = "symmetric",
+        spans: Any = None,
+        input_layout: str = "BNSD",
+        cores: int = 2,
+        seed: int = 0,
+    ) -> Weights:
+        call = make_call(q, k, scale, causal, bias, input_layout, cores, seed)
+        p = np.full((call.batch, call.heads_q, call.len_q, call.len_k), np.nan, q.dtype)
+        report = self._run("run_weights", call, q, k, slopes, spans, p)
+        return Weights(p, report.vector_elements)
+
+    def weights_grad(
+        self,
+        q: Any,
+        k: Any,
+        p: Any,
+        dp: Any,
+        *,
+        scale: float,
+        causal: bool = True,
+        bias: str = "symmetric",
+        spans: Any = None,
+        input_layout: str = "BNSD",
+        cores: int = 2,
+        seed: int = 0,
+    ) -> WeightsGrad:
+        call = make_call(q, k, scale, causal, bias, input_layout, cores, seed)
+        dq, dk = (np.full_like(x, np.nan) for x in (q, k))
+        dslopes = np.full(p.shape[:3], np.nan, np.float32)
+        report = self._run("run_weights_grad", call, q, k, p, dp, spans, dq, dk, dslopes)
+        return WeightsGrad(dq, dk, dslopes, report.vector_elements)
 
     def tile_range(
         self, call: _Call, span: tuple[int, int, int], row: int, rows: int, reach: int

@@ -17,6 +17,11 @@ using GradKernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_
 extern "C" __attribute__((weak)) Kernel alibi_attention_half, alibi_attention_bfloat16;
 extern "C" __attribute__((weak)) GradKernel alibi_attention_grad_half,
     alibi_attention_grad_bfloat16;
+using WeightsKernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*);
+extern "C" __attribute__((weak)) WeightsKernel alibi_attention_weights_half,
+    alibi_attention_weights_bfloat16;
+extern "C" __attribute__((weak)) Kernel alibi_attention_weights_grad_half,
+    alibi_attention_weights_grad_bfloat16;
 
 namespace {
 
@@ -88,11 +93,19 @@ struct Sizes {
   int64_t query, key;  // bytes of tensors like q and like k
   int64_t rows;        // of one float per query row
   int64_t reach;
+  int64_t weights;  // of a [batch, heads_q, len_q, len_k] tensor
 };
 Sizes sizes_of(const Call& c) {
   const int64_t rows = c.batch * c.heads_q * c.len_q, keys = c.batch * c.heads_kv * c.len_k;
   const int64_t tiles = (c.len_q + alibi::ascend::kTileQ - 1) / alibi::ascend::kTileQ;
-  return {rows * c.head_dim * 2, keys * c.head_dim * 2, rows * 4, c.batch * c.heads_q * tiles * 4};
+  return {rows * c.head_dim * 2, keys * c.head_dim * 2, rows * 4, c.batch * c.heads_q * tiles * 4,
+          rows * c.len_k * 2};
+}
+
+// Tiling of an op that takes no reach; null, or why it cannot run.
+const char* plain_tiling(const Call& call, const int32_t* spans, AttentionTiling* tiling) {
+  return alibi::ascend::make_tiling(shape_of(call, spans != nullptr, false, false), call.cores,
+                                    tiling);
 }
 
 int launch(const Call& call, const AttentionTiling& tiling, Report* report,
@@ -159,6 +172,47 @@ extern "C" int run_backward(const Call* call, const void* q, const void* k, cons
   return launch(*call, tiling, report, [&] {
     kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12],
            m.workspace(), reinterpret_cast<uint8_t*>(&tiling));
+  });
+}
+
+extern "C" int run_weights(const Call* call, const void* q, const void* k, const float* slopes,
+                           const int32_t* spans, void* p, Report* report) {
+  AttentionTiling tiling;
+  if (const char* reason = plain_tiling(*call, spans, &tiling)) return finish(report, reason);
+  const Sizes size = sizes_of(*call);
+  Memory m(alibi::ascend::weights_workspace_bytes(tiling));
+  uint8_t* const a[] = {m.add("q", Use::kInput, q, size.query),
+                        m.add("k", Use::kInput, k, size.key),
+                        m.add("slopes", Use::kInput, slopes, call->heads_q * 4),
+                        m.add("spans", Use::kInput, spans, call->batch * 12),
+                        m.add("p", Use::kOutput, p, size.weights)};
+  WeightsKernel* const kernel =
+      call->bfloat16 ? alibi_attention_weights_bfloat16 : alibi_attention_weights_half;
+  return launch(*call, tiling, report, [&] {
+    kernel(a[0], a[1], a[2], a[3], a[4], m.workspace(), reinterpret_cast<uint8_t*>(&tiling));
+  });
+}
+
+extern "C" int run_weights_grad(const Call* call, const void* q, const void* k, const void* p,
+                                const void* dp, const int32_t* spans, void* dq, void* dk,
+                                float* dslopes, Report* report) {
+  AttentionTiling tiling;
+  if (const char* reason = plain_tiling(*call, spans, &tiling)) return finish(report, reason);
+  const Sizes size = sizes_of(*call);
+  Memory m(alibi::ascend::weights_grad_workspace_bytes(tiling));
+  uint8_t* const a[] = {m.add("q", Use::kInput, q, size.query),
+                        m.add("k", Use::kInput, k, size.key),
+                        m.add("p", Use::kInput, p, size.weights),
+                        m.add("dp", Use::kInput, dp, size.weights),
+                        m.add("spans", Use::kInput, spans, call->batch * 12),
+                        m.add("dq", Use::kOutput, dq, size.query),
+                        m.add("dk", Use::kOutput, dk, size.key),
+                        m.add("dslopes", Use::kOutput, dslopes, size.rows)};
+  Kernel* const kernel =
+      call->bfloat16 ? alibi_attention_weights_grad_bfloat16 : alibi_attention_weights_grad_half;
+  return launch(*call, tiling, report, [&] {
+    kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], m.workspace(),
+           reinterpret_cast<uint8_t*>(&tiling));
   });
 }
 

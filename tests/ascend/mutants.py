@@ -33,12 +33,19 @@ PROBES = (
     Case("keys-ahead", 1, 1, 1, 20, 300, 16, causal=False, spans=((0, 300, 0),)),
     Case("one-row-in-the-last-tile", 1, 1, 1, 129, 129, 16),
     Case("many-tiles", 1, 1, 1, 129, 900, 144),
+    Case("split-keys", 1, 2, 1, 1, 700, 24),
+    Case("split-keys-many-rows", 1, 1, 1, 100, 700, 24, causal=False),
 )
 
 FWD = "op_kernel/attention_fwd.h"
 BIAS = "op_kernel/bias_mask.h"
 CUBE = "op_kernel/cube_unit.h"
 ROWS = "op_kernel/row_ops.h"
+SOFTMAX = "op_kernel/softmax_rows.h"
+TASKS = "op_kernel/tasks.h"
 GRAD = "op_kernel/attention_grad.h"
 GVEC = "op_kernel/attention_grad_vector.h"
+GROWS = "op_kernel/grad_rows.h"
 PAIRS = "op_kernel/tile_pairs.h"
+WEIGHTS = "op_kernel/weights_fwd.h"
+WGRAD = "op_kernel/weights_grad.h"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ascend.mutants import CUBE, GRAD, GVEC, PAIRS, Mutant
+from tests.ascend.mutants import CUBE, GRAD, GROWS, GVEC, PAIRS, Mutant
 
 BACKWARD = (
     Mutant(
@@ -25,7 +25,7 @@ BACKWARD = (
     ),
     Mutant(
         "slope sums overwritten while being stored",
-        GVEC,
+        GROWS,
         "SetFlag<HardEvent::MTE3_V>(kSlopeSumSlot); WaitFlag<HardEvent::MTE3_V>(kSlopeSumSlot);",
         "",
     ),
@@ -123,8 +123,8 @@ BACKWARD = (
     Mutant(
         "dk not scaled",
         GVEC,
-        "store_sums(g_.dk[offset], g_.sums, t_.scale,",
-        "store_sums(g_.dk[offset], g_.sums, 1.0f,",
+        "store_sums(staging_, g_.dk[offset], g_.sums, t_.scale,",
+        "store_sums(staging_, g_.dk[offset], g_.sums, 1.0f,",
     ),
     Mutant(
         "transposition forgotten",
@@ -140,9 +140,9 @@ BACKWARD = (
     ),
     Mutant(
         "sign of the slope gradient right of the diagonal",
-        GVEC,
-        "AscendC::Sub(total, total, moment, block.rows); }",
-        "AscendC::Add(total, total, moment, block.rows); }",
+        GROWS,
+        "AscendC::Sub(x.total, x.total, x.moment, block.rows); }",
+        "AscendC::Add(x.total, x.total, x.moment, block.rows); }",
     ),
     Mutant(
         "a task's slope sums run on",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ascend.mutants import BIAS, CUBE, FWD, ROWS, Mutant
+from tests.ascend.mutants import BIAS, CUBE, FWD, ROWS, SOFTMAX, TASKS, Mutant
 
 FORWARD = (
     # Synchronisation inside a core.
@@ -32,15 +32,15 @@ FORWARD = (
     ),
     Mutant(
         "no barrier after the exponential",
-        FWD,
-        "AscendC::Exp(s, s, block.rows * kTileK); vector_barrier();",
-        "AscendC::Exp(s, s, block.rows * kTileK);",
+        SOFTMAX,
+        "AscendC::Exp(s, s, rows * kTileK); vector_barrier();",
+        "AscendC::Exp(s, s, rows * kTileK);",
     ),
     Mutant(
         "no barrier between subtract and exponential",
-        FWD,
-        "subtract_rows(s, blocks_, block.rows, kTileK); vector_barrier();",
-        "subtract_rows(s, blocks_, block.rows, kTileK);",
+        SOFTMAX,
+        "subtract_rows(s, blocks, rows, kTileK); vector_barrier();",
+        "subtract_rows(s, blocks, rows, kTileK);",
     ),
     Mutant(
         "no barrier inside the row maximum",
@@ -65,14 +65,16 @@ FORWARD = (
     Mutant(
         "output stored before it is rounded",
         FWD,
-        "SetFlag<HardEvent::V_MTE3>(kResultSlot); WaitFlag<HardEvent::V_MTE3>(kResultSlot);",
-        "",
+        "SetFlag<HardEvent::V_MTE3>(kResultSlot); WaitFlag<HardEvent::V_MTE3>(kResultSlot); "
+        "const uint32_t",
+        "const uint32_t",
     ),
     Mutant(
         "staging reused while being stored",
         FWD,
-        "SetFlag<HardEvent::MTE3_V>(kResultSlot); WaitFlag<HardEvent::MTE3_V>(kResultSlot);",
-        "",
+        "SetFlag<HardEvent::MTE3_V>(kResultSlot); WaitFlag<HardEvent::MTE3_V>(kResultSlot); "
+        "SetFlag<HardEvent::V_MTE2>(kScoreSlot);",
+        "SetFlag<HardEvent::V_MTE2>(kScoreSlot);",
     ),
     Mutant(
         "event id that belongs to TPipe",
@@ -240,7 +242,7 @@ FORWARD = (
     ),
     Mutant(
         "rows past the end loaded",
-        "op_kernel/tasks.h",
+        TASKS,
         "task.rows = min_of(kTileQ, tiling_.len_q - task.row);",
         "task.rows = kTileQ;",
     ),
@@ -298,14 +300,15 @@ FORWARD = (
     Mutant(
         "slopes of the heads used before they are loaded",
         FWD,
-        "SetFlag<HardEvent::MTE2_V>(kSlopesSlot); WaitFlag<HardEvent::MTE2_V>(kSlopesSlot);",
-        "",
+        "SetFlag<HardEvent::MTE2_V>(kSlopesSlot); WaitFlag<HardEvent::MTE2_V>(kSlopesSlot); }",
+        "}",
     ),
     Mutant(
         "slopes of the heads loaded over those in use",
         FWD,
-        "SetFlag<HardEvent::V_MTE2>(kSlopesSlot); WaitFlag<HardEvent::V_MTE2>(kSlopesSlot);",
-        "",
+        "} else { SetFlag<HardEvent::V_MTE2>(kSlopesSlot); "
+        "WaitFlag<HardEvent::V_MTE2>(kSlopesSlot);",
+        "} else {",
     ),
     Mutant(
         "masked scores as large as the empty maximum",
@@ -315,9 +318,9 @@ FORWARD = (
     ),
     Mutant(
         "empty rows divide by zero",
-        FWD,
-        "AscendC::Maxs(sum, sum, 1.0e-30f, block.rows);",
-        "AscendC::Maxs(sum, sum, 0.0f, block.rows);",
+        SOFTMAX,
+        "AscendC::Maxs(r.sum, r.sum, 1.0e-30f, rows);",
+        "AscendC::Maxs(r.sum, r.sum, 0.0f, rows);",
     ),
     Mutant(
         "lse of empty rows finite",
@@ -333,8 +336,8 @@ FORWARD = (
     ),
     Mutant(
         "sum not rescaled",
-        FWD,
-        "AscendC::Mul(stat(kSum), stat(kSum), stat(kFactor + slot), block.rows);",
+        SOFTMAX,
+        "AscendC::Mul(r.sum, r.sum, factor, rows);",
         "",
     ),
     Mutant(
@@ -348,6 +351,106 @@ FORWARD = (
         CUBE,
         "params.cmatrixInitVal = k0 == 0;",
         "params.cmatrixInitVal = true;",
+    ),
+    # Split keys.
+    Mutant(
+        "parts combined before the other cores have left theirs",
+        FWD,
+        "AscendC::CrossCoreSetFlag<kAllVectors, PIPE_MTE3>(kPartsReady); "
+        "AscendC::CrossCoreWaitFlag(kPartsReady);",
+        "",
+    ),
+    Mutant(
+        "parts announced by the wrong pipe",
+        FWD,
+        "CrossCoreSetFlag<kAllVectors, PIPE_MTE3>(kPartsReady)",
+        "CrossCoreSetFlag<kAllVectors, PIPE_V>(kPartsReady)",
+        harmless="a part ends with V waiting for its store (the flag MTE3_V of store_part), so V "
+        "announces no earlier than MTE3 would",
+    ),
+    Mutant(
+        "parts announced by the pipe that loads",
+        FWD,
+        "CrossCoreSetFlag<kAllVectors, PIPE_MTE3>(kPartsReady)",
+        "CrossCoreSetFlag<kAllVectors, PIPE_MTE2>(kPartsReady)",
+    ),
+    Mutant(
+        "only the vector cores of one AI Core meet",
+        FWD,
+        "constexpr uint8_t kAllVectors = 0;",
+        "constexpr uint8_t kAllVectors = 1;",
+    ),
+    Mutant(
+        "parts announced and not waited for",
+        FWD,
+        "AscendC::CrossCoreWaitFlag(kPartsReady);",
+        "",
+    ),
+    Mutant(
+        "a flag of the tiles used for the parts too",
+        FWD,
+        "constexpr uint16_t kPartsReady = 3;",
+        "constexpr uint16_t kPartsReady = 2;",
+        harmless="every product has been waited for when the parts are announced, so the counter is "
+        "free; the name of its own costs nothing",
+    ),
+    Mutant(
+        "part stored before it is complete",
+        FWD,
+        "SetFlag<HardEvent::V_MTE3>(kResultSlot); WaitFlag<HardEvent::V_MTE3>(kResultSlot); "
+        "AscendC::DataCopy(part",
+        "AscendC::DataCopy(part",
+    ),
+    Mutant(
+        "part overwritten while being stored",
+        FWD,
+        "SetFlag<HardEvent::MTE3_V>(kResultSlot); WaitFlag<HardEvent::MTE3_V>(kResultSlot); } "
+        "// One query tile",
+        "} // One query tile",
+    ),
+    Mutant(
+        "statistics of a part used before they are loaded",
+        FWD,
+        "SetFlag<HardEvent::MTE2_V>(kSlopesSlot); WaitFlag<HardEvent::MTE2_V>(kSlopesSlot); "
+        "AscendC::Adds",
+        "AscendC::Adds",
+    ),
+    Mutant(
+        "statistics of a part loaded over those in use",
+        FWD,
+        "SetFlag<HardEvent::V_MTE2>(kSlopesSlot); WaitFlag<HardEvent::V_MTE2>(kSlopesSlot); "
+        "AscendC::DataCopy(stat(kRowBias)",
+        "AscendC::DataCopy(stat(kRowBias)",
+    ),
+    Mutant(
+        "parts added without their weight",
+        FWD,
+        "accumulate(part(i)[half_rows()], block.rows, true);",
+        "accumulate(part(i)[half_rows()], block.rows, false);",
+    ),
+    Mutant(
+        "sums of the parts added without their weight",
+        FWD,
+        "AscendC::Mul(stat(kTile), stat(kTile), weight, block.rows);",
+        "",
+    ),
+    Mutant(
+        "both vector cores leave their statistics in one place",
+        FWD,
+        "return int64_t{kTileQ} * width_ + AscendC::GetSubBlockIdx() * kRows;",
+        "return int64_t{kTileQ} * width_;",
+    ),
+    Mutant(
+        "a part too short",
+        "tiling.h",
+        "range.first + tiles * (part + 1) / parts",
+        "range.first + tiles * (part + 1) / (parts + 1)",
+    ),
+    Mutant(
+        "every part takes all key tiles",
+        TASKS,
+        "index % tiling_.parts, tiling_.parts)",
+        "0, 1)",
     ),
     # Nothing to see.
     Mutant(

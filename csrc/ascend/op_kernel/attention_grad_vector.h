@@ -3,6 +3,7 @@
 #define ALIBI_ASCEND_OP_KERNEL_ATTENTION_GRAD_VECTOR_H_
 
 #include "attention_grad.h"
+#include "grad_rows.h"
 
 namespace alibi {
 namespace ascend {
@@ -26,6 +27,15 @@ class GradVector {
     delta_blocks_ = blocks_[kRows * kBlockFloats];
     bias_ = {ramp_.template Get<float>(), ramp_.template Get<float>()[kTileK], stat(kMinusRow),
              stat(kSlopes)};
+    slope_sums_ = {stat(kSlopeSum),
+                   stat(kSum),
+                   stat(kMoment),
+                   stat(kRowBias),
+                   stat(kScratch),
+                   blocks_,
+                   weights_.template Get<float>(),
+                   bias_};
+    staging_ = {tile(scores_, 0), weights_.template Get<T>(), t_.head_dim};
     fill_index(bias_, t_.row_step);
     for (int32_t i = 0; i < kSlots; ++i) SetFlag<HardEvent::V_MTE2>(i);
     SetFlag<HardEvent::MTE3_V>(kStoreSlot);
@@ -39,9 +49,6 @@ class GradVector {
   }
 
  private:
-  // Event ids: loads use the slot number, all stores share one; the slope sums are also waited for
-  // at once.
-  static constexpr int32_t kStoreSlot = 0, kSlopeSumSlot = 1;
   // Rows of the statistics buffer; lse and delta are loaded per pair, so they have two slots.
   enum Stat {
     kLse,
@@ -60,15 +67,6 @@ class GradVector {
   __aicore__ inline LocalTensor<float> stat(int32_t row) {
     return stats_.template Get<float>()[row * kRows];
   }
-  __aicore__ inline int32_t half() { return AscendC::GetSubBlockIdx(); }
-  __aicore__ inline int64_t half_tile(int32_t slot) {
-    return int64_t{slot} * kTileQ * kTileK + half() * kRows * kTileK;
-  }
-  // Rows of a tile of `rows` that fall to this core.
-  __aicore__ inline int32_t own_rows(int32_t rows) {
-    return max_of(0, min_of(kRows, rows - half() * kRows));
-  }
-
   __aicore__ inline void run(TaskList* tasks, Phase phase, int32_t core, int32_t count) {
     PairCursor at;
     at.Init(tasks, t_, phase, core);
@@ -91,13 +89,14 @@ class GradVector {
       if (phase == Phase::kKeys) {
         store_key_grads(key_task(t_, index), any);
       } else {
-        store_query_grads(tasks->get(index), any);
+        store_query_grads(staging_, t_, tasks->get(index), g_.dq, g_.sums, g_.dslopes,
+                          stat(kSlopeSum), any);
       }
     }
   }
 
   __aicore__ inline RowBlock block_of(const Task& task) {
-    RowBlock block = row_block(t_, task, half());
+    RowBlock block = row_block(t_, task, AscendC::GetSubBlockIdx());
     block.slope = g_.slopes.GetValue(task.head);
     block.anchor = anchor_of(t_, block);
     return block;
@@ -108,7 +107,7 @@ class GradVector {
     AscendC::CrossCoreWaitFlag(kTilesReady);
     if (rows == 0) return;
     const int64_t row = (int64_t{pair.task.batch} * t_.heads_q + pair.task.head) * t_.len_q +
-                        pair.task.row + half() * kRows;
+                        pair.task.row + AscendC::GetSubBlockIdx() * kRows;
     const AscendC::DataCopyExtParams one_row(1, rows * kFloatBytes, 0, 0, 0);
     WaitFlag<HardEvent::V_MTE2>(slot);
     AscendC::DataCopy(tile(scores_, slot), g_.scores[half_tile(slot)], rows * kTileK);
@@ -147,7 +146,7 @@ class GradVector {
       if (phase == Phase::kKeys) AscendC::Cast(p, s, AscendC::RoundMode::CAST_RINT, count);
       vector_barrier();
       AscendC::Cast(ds, dp, AscendC::RoundMode::CAST_RINT, count);
-      if (phase == Phase::kQueries) add_to_slope_sum(s, dp, block, side, key);
+      if (phase == Phase::kQueries) add_slope_sums(slope_sums_, s, dp, block, side, key);
       SetFlag<HardEvent::V_MTE2>(slot);
       SetFlag<HardEvent::V_MTE3>(kStoreSlot);
       WaitFlag<HardEvent::V_MTE3>(kStoreSlot);
@@ -183,112 +182,13 @@ class GradVector {
     vector_barrier();
   }
 
-  // slope_sum[r] += sum_j ds[r, j] * dbias/dslope, with dbias/dslope = j - p left of the diagonal
-  // and where the bias is signed, p - j right of it. As the bias: ds * (j - j0) summed, plus (j0 -
-  // p) times the sum of ds. Overwrites s.
-  __aicore__ inline void add_to_slope_sum(const LocalTensor<float>& s, const LocalTensor<float>& ds,
-                                          const RowBlock& block, Side side, int32_t key) {
-    const LocalTensor<float> sum = stat(kSum), moment = stat(kMoment), total = stat(kSlopeSum),
-                             distance = stat(kRowBias);
-    row_distances(distance, bias_, block, key);
-    if (side == Side::kBoth) {
-      spread(blocks_, distance, block.rows);
-      vector_barrier();
-      multiply_by_distances(s, ds, block);
-      row_sum(moment, s, stat(kScratch), block.rows);
-      AscendC::Sub(total, total, moment, block.rows);
-      vector_barrier();
-      return;
-    }
-    row_sum(sum, ds, stat(kScratch), block.rows);
-    for (int32_t c = 0; c < kTileK; c += kLanes)
-      AscendC::Mul(s[c], ds[c], bias_.index[c], kLanes, block.rows, by_row(kTileK));
-    AscendC::Mul(sum, sum, distance, block.rows);
-    vector_barrier();
-    row_sum(moment, s, stat(kScratch), block.rows);
-    AscendC::Add(moment, moment, sum, block.rows);
-    vector_barrier();
-    if (side == Side::kLeft) {
-      AscendC::Add(total, total, moment, block.rows);
-    } else {
-      AscendC::Sub(total, total, moment, block.rows);
-    }
-    vector_barrier();
-  }
-
-  // s[r, c] = ds[r, c] * |j - p_r|; the weights buffer, unused in phase kQueries, takes the
-  // distances.
-  __aicore__ inline void multiply_by_distances(const LocalTensor<float>& s,
-                                               const LocalTensor<float>& ds,
-                                               const RowBlock& block) {
-    LocalTensor<float> scratch = weights_.template Get<float>();
-    for (int32_t r = 0; r < block.rows; r += kDistanceRows) {
-      const int32_t rows = min_of(kDistanceRows, block.rows - r);
-      absolute_distances(scratch, blocks_, bias_, r, rows);
-      AscendC::Mul(s[r * kTileK], ds[r * kTileK], scratch, rows * kTileK);
-      vector_barrier();
-    }
-  }
-
   __aicore__ inline void store_key_grads(const KeyTask& task, bool any) {
     const int32_t first = task.tile * kTileK, rows = own_rows(min_of(kTileK, t_.len_k - first));
     if (rows == 0) return;
     const int64_t offset = task.batch * t_.kv.batch + task.head * t_.kv.head +
-                           int64_t{first + half() * kRows} * t_.kv.row;
-    store_sums(g_.dk[offset], g_.sums, t_.scale, rows, t_.kv.row, any);
-    store_sums(g_.dv[offset], g_.sums[kTileK * width_], 1.0f, rows, t_.kv.row, any);
-  }
-
-  __aicore__ inline void store_query_grads(const Task& task, bool any) {
-    const int32_t rows = own_rows(task.rows), first = task.row + half() * kRows;
-    if (rows == 0) return;
-    store_sums(g_.dq[task.batch * t_.q.batch + task.head * t_.q.head + first * t_.q.row], g_.sums,
-               t_.scale, rows, t_.q.row, any);
-    WaitFlag<HardEvent::MTE3_V>(kStoreSlot);
-    SetFlag<HardEvent::V_MTE3>(kStoreSlot);
-    WaitFlag<HardEvent::V_MTE3>(kStoreSlot);
-    AscendC::DataCopyPad(
-        g_.dslopes[(int64_t{task.batch} * t_.heads_q + task.head) * t_.len_q + first],
-        stat(kSlopeSum), AscendC::DataCopyExtParams(1, rows * kFloatBytes, 0, 0, 0));
-    SetFlag<HardEvent::MTE3_V>(kStoreSlot);
-    SetFlag<HardEvent::MTE3_V>(kSlopeSumSlot);
-    WaitFlag<HardEvent::MTE3_V>(kSlopeSumSlot);
-  }
-
-  // target [rows, head_dim] = scale * this core's half of sums [128, width_], rounded; zeros if
-  // nothing was summed. By column strips, through score slot 0 and the weights buffer.
-  __aicore__ inline void store_sums(const GlobalTensor<T>& target, const GlobalTensor<float>& sums,
-                                    float scale, int32_t rows, int64_t stride, bool any) {
-    LocalTensor<float> strip = tile(scores_, 0);
-    LocalTensor<T> rounded = weights_.template Get<T>();
-    for (int32_t c = 0; c < width_; c += kStep) {
-      const int32_t cols = min_of(kStep, width_ - c),
-                    bytes = min_of(cols, t_.head_dim - c) * kHalfBytes;
-      WaitFlag<HardEvent::V_MTE2>(0);
-      if (any) {
-        AscendC::DataCopyPad(strip, sums[half() * kRows * width_ + c],
-                             AscendC::DataCopyExtParams(rows, cols * kFloatBytes,
-                                                        (width_ - cols) * kFloatBytes, 0, 0),
-                             AscendC::DataCopyPadExtParams<float>());
-      }
-      SetFlag<HardEvent::MTE2_V>(0);
-      WaitFlag<HardEvent::MTE2_V>(0);
-      WaitFlag<HardEvent::MTE3_V>(kStoreSlot);
-      if (any) {
-        AscendC::Muls(strip, strip, scale, rows * cols);
-      } else {
-        AscendC::Duplicate(strip, 0.0f, rows * cols);
-      }
-      vector_barrier();
-      AscendC::Cast(rounded, strip, AscendC::RoundMode::CAST_RINT, rows * cols);
-      SetFlag<HardEvent::V_MTE2>(0);
-      SetFlag<HardEvent::V_MTE3>(kStoreSlot);
-      WaitFlag<HardEvent::V_MTE3>(kStoreSlot);
-      AscendC::DataCopyPad(target[c], rounded,
-                           AscendC::DataCopyExtParams(rows, bytes, (cols * kHalfBytes - bytes) / 32,
-                                                      stride * kHalfBytes - bytes, 0));
-      SetFlag<HardEvent::MTE3_V>(kStoreSlot);
-    }
+                           int64_t{first + AscendC::GetSubBlockIdx() * kRows} * t_.kv.row;
+    store_sums(staging_, g_.dk[offset], g_.sums, t_.scale, rows, t_.kv.row, any);
+    store_sums(staging_, g_.dv[offset], g_.sums[kTileK * width_], 1.0f, rows, t_.kv.row, any);
   }
 
   template <typename Buffer>
@@ -299,6 +199,8 @@ class GradVector {
   AttentionTiling t_;
   GradTensors<T> g_;
   RampBuffers bias_;
+  SlopeSums slope_sums_;  // distances share the weights buffer, unused in phase kQueries
+  Staging<T> staging_;
   LocalTensor<float> blocks_, delta_blocks_;
   int32_t width_;
   int32_t loaded_ = 0, computed_ = 0;  // pairs so far; the slot is their parity
