@@ -1,0 +1,214 @@
+"""What single instructions do: on a GPU, on the CPU model, and by arithmetic.
+
+    python -m tests.cuda.conformance FOLDER     on a GPU: records FOLDER/sm80.json, and sm90.json
+
+tests/cuda/conformance/*.cu print what went in and what came out. What a GPU printed is committed as
+tests/data/cuda_conformance/<name>.json; the model must print the same (sm80). What the tensor cores
+and the copy engine of Hopper must print is arithmetic, and computed here (sm90).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.cases import NUMPY_DTYPES
+from tests.cuda.model import FLAGS, MODEL, ROOT
+
+SOURCES = MODEL / "conformance"
+GOLDEN = ROOT / "tests" / "data" / "cuda_conformance"
+SM90_HEADER = ROOT / "csrc" / "cuda" / "sm90" / "device.cuh"
+THREADS = 128  # of the sm90 probes, but for barrier_phases
+
+Probe = dict[str, str]
+Document = dict[str, Any]  # {"platform", "probes": {name: {"compare", "in", "out"}}}
+
+
+def build_model(folder: Path) -> Path:
+    """The sm80 probes on the CPU model."""
+    program = folder / "conformance_model"
+    simt = [MODEL / "simt" / name for name in ("machine.cc", "races.cc", "control.cc")]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{SOURCES}"]
+    command = ["g++", "-x", "c++", *FLAGS, *includes, str(SOURCES / "sm80.cu"), *map(str, simt)]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    return program
+
+
+def build_cuda(name: str, architecture: str, folder: Path, nvcc: str = "nvcc") -> Path:
+    """sm80.cu or sm90.cu with nvcc; a warning is an error, and so is a spilled register."""
+    program = folder / f"conformance_{name}_{architecture}"
+    flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-Werror=all-warnings"]
+    flags += ["-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=--warn-on-spills,--warning-as-error"]
+    flags += ["-DALIBI_NO_BFLOAT16"] if architecture == "75" else []
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [nvcc, *flags, target, str(SOURCES / f"{name}.cu"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    return program
+
+
+def run(program: Path, *arguments: str) -> Document:
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{program.name}: {done.stderr.strip()}")
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def words(text: str) -> Any:
+    return np.array([int(word, 16) for word in text.split()], np.uint32)
+
+
+# ---- comparison
+
+# Rounding of ex2.approx (the manual: 2 units in the last place) and of sums inside a tensor core
+# (each product of 16 is cut, not rounded, at the size of the largest).
+RELATIVE = 2.0**-21
+SUM = 2.0**-19
+
+
+def _close(got: Any, golden: Any, kind: str) -> Any:
+    same = got == golden
+    if kind == "exact":
+        return same
+    with np.errstate(invalid="ignore"):
+        x, y = (a.view(np.float32).astype(np.float64) for a in (got, golden))
+        bound = RELATIVE * np.abs(y) if kind == "relative" else SUM * np.abs(y).max(initial=0)
+        return same | (np.abs(x - y) <= bound)
+
+
+def differences(got: Document, golden: Document) -> list[str]:
+    """What `got` does otherwise than `golden`; empty when they agree."""
+    found = []
+    for name, want in golden["probes"].items():
+        have = got["probes"].get(name)
+        if have is None:
+            found.append(f"{name}: missing")
+        elif have["in"] != want["in"] or have["compare"] != want["compare"]:
+            found.append(f"{name}: recorded with other inputs; record it again on a GPU")
+        elif (count := len(have["out"].split())) != len(want["out"].split()):
+            found.append(f"{name}: {count} words came out, {len(want['out'].split())} recorded")
+        else:
+            x, y = words(have["out"]), words(want["out"])
+            wrong = np.flatnonzero(~_close(x, y, want["compare"]))
+            if wrong.size:
+                i = wrong[0]
+                found.append(
+                    f"{name}: {wrong.size} of {x.size} words differ, the first is word {i}: "
+                    f"{x[i]:08x}, recorded {y[i]:08x}"
+                )
+    found += [f"{name}: not recorded" for name in got["probes"] if name not in golden["probes"]]
+    return found
+
+
+# ---- what the sm90 probes must print
+
+
+def _matrices(probe: Probe, dtype: str, *rows: int) -> list[Any]:
+    """The input as matrices of 64 columns, one after the other."""
+    every = words(probe["in"]).view(np.uint16).view(NUMPY_DTYPES[dtype]).astype(np.float32)
+    every = every.reshape(-1, 64)
+    ends = np.cumsum(rows)
+    return [every[end - n : end] for n, end in zip(rows, ends, strict=True)]
+
+
+def _accumulators(d: Any) -> Any:
+    """[64, N] as the threads of a warpgroup hold it, element e of tile t in word 4 t + e."""
+    thread = np.arange(THREADS)
+    t, e = (x.ravel()[:, None] for x in np.mgrid[: d.shape[1] // 8, :4])
+    row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (e // 2)
+    return d[row, 8 * t + 2 * (thread % 4) + e % 2].astype(np.float32).view(np.uint32).ravel()
+
+
+def _rows(probe: Probe, dtype: str) -> Any:
+    a, b = _matrices(probe, dtype, 64, 64)
+    return _accumulators(a @ b.T)
+
+
+def _columns(probe: Probe, dtype: str) -> Any:
+    a, b = _matrices(probe, dtype, 64, 64)
+    return _accumulators(a.T @ b)
+
+
+def _held(probe: Probe, dtype: str) -> Any:
+    a, left, right = _matrices(probe, dtype, 64, 64, 64)
+    return _accumulators(a @ np.concatenate([left, right], axis=1))
+
+
+def _box(probe: Probe, _: str) -> Any:
+    """16 rows of 64 columns from row 8, column 64 of [20, 80]; zeros outside; swizzled."""
+    tensor = words(probe["in"]).view(np.uint16)[: 20 * 80].reshape(20, 80)
+    box = np.zeros((16, 8, 8), np.uint16)  # row, piece of 16 bytes, element
+    box.reshape(16, 64)[:12, :16] = tensor[8:, 64:]
+    r, p = np.mgrid[:16, :8]
+    swizzled = np.empty_like(box)
+    swizzled[r, p ^ (r % 8)] = box
+    return swizzled.ravel().view(np.uint32)
+
+
+def _phases(probe: Probe, _: str) -> Any:
+    """(parity 0 has ended, parity 1 has ended) at the start and after 1, 2 and 4 arrivals of 2."""
+    out = np.full(len(probe["in"].split()), 0xDEADBEEF, np.uint32)
+    out[:8] = [0, 1, 0, 1, 1, 0, 0, 1]
+    return out
+
+
+_SM90: dict[str, Callable[[Probe, str], Any]] = {
+    "rows": _rows,
+    "columns": _columns,
+    "held": _held,
+    "box": _box,
+    "barrier": _phases,
+}
+
+
+def arithmetic(document: Document) -> Document:
+    """The same sm90 probes with the results that they must have."""
+    probes = {}
+    for name, probe in document["probes"].items():
+        kind, _, dtype = name.partition("_")
+        out = _SM90[kind](probe, dtype)
+        probes[name] = {**probe, "out": " ".join(f"{word:08x}" for word in out)}
+    return {"platform": "arithmetic", "probes": probes}
+
+
+# ---- recording
+
+
+def record(folder: Path, capability: str) -> dict[str, list[str]]:
+    """Runs what this GPU can run, e.g. "90", into `folder`; per program what differs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"sm80": run(build_cuda("sm80", capability, folder))}
+    model = run(build_model(folder))
+    verdicts = {"sm80": differences(model, found["sm80"])}
+    if capability == "90" and SM90_HEADER.exists():
+        found["sm90"] = run(build_cuda("sm90", "90a", folder))
+        verdicts["sm90"] = differences(found["sm90"], arithmetic(found["sm90"]))
+    for name, document in found.items():
+        text = json.dumps(document, indent=1, sort_keys=True)
+        (folder / f"{name}.json").write_text(text + "\n")
+    return verdicts
+
+
+def capability_of_the_gpu() -> str:
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or not (shutil.which("nvcc") and shutil.which("nvidia-smi")):
+        print(f"{__doc__}\nneeds nvcc, nvidia-smi and a GPU", file=sys.stderr)
+        return 2
+    verdicts = record(Path(sys.argv[1]), capability_of_the_gpu().replace(".", ""))
+    for name, found in verdicts.items():
+        print(f"{name}: {'agrees' if not found else 'DIFFERS'}", *found, sep="\n  ")
+    return int(any(verdicts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+// One probe for every kind of work that the Hopper kernels leave to the copy engine and to the
+// tensor cores: phases of mbarriers, a box with the 128-byte swizzle that reaches beyond its tensor,
+// and products with each storage order that a descriptor can name. Needs sm_90a.
+//
+// What must come out is arithmetic on small integers and a permutation of bytes, so conformance.py
+// computes it: a wrong result here is a wrong reading of the manual.
+#include <cuda.h>
+
+#include "cuda/sm90/device.cuh"
+#include "probe.h"
+
+using namespace alibi::cuda;
+using namespace conformance;
+
+namespace {
+
+constexpr int kThreads = 128;         // one warpgroup
+constexpr int kPanel = 64 * 128;      // bytes of 64 rows of 64 16-bit columns
+constexpr int kBarrier = 4 * kPanel;  // behind up to four panels
+constexpr int kShared = kBarrier + 64;
+
+__device__ __forceinline__ uint32_t shared_word(uint32_t address) {
+  float x;
+  load_shared(x, address);
+  return __float_as_uint(x);
+}
+
+// Rows of 64 columns in memory to panels in shared memory, swizzled as the copy engine would.
+__device__ void store_panels(uint32_t base, const uint32_t* rows, int words) {
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) {
+    const int row = i / 32, piece = i % 32 / 4;
+    const int place = row * 128 + (piece ^ row % 8) * 16 + i % 4 * 4;
+    store_shared(base + static_cast<uint32_t>(place), __uint_as_float(rows[i]));
+  }
+  fence_async_proxy();
+  __syncthreads();
+}
+
+template <int kN>
+__device__ void put_all(uint32_t* out, const float (&d)[kN][4]) {
+  for (int t = 0; t < kN; ++t)
+    for (int e = 0; e < 4; ++e)
+      out[(4 * t + e) * kThreads + static_cast<int>(threadIdx.x)] = __float_as_uint(d[t][e]);
+}
+
+// d = a b^T, both [64, 64] with k contiguous.
+template <class T>
+__global__ void product_rows(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base();
+  store_panels(base, in, 2 * kPanel / 4);
+  float d[8][4] = {};
+  products_fence();
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t step = static_cast<uint32_t>(k) * 32;
+    multiply_shared<false, false>(d, matrix_descriptor(base + step, 16, 1024),
+                                  matrix_descriptor(base + kPanel + step, 16, 1024), k != 0, T{});
+  }
+  products_commit();
+  products_wait<0>();
+  pin_registers(d);
+  put_all(out, d);
+}
+
+// d = a^T b, a [64 k, 64], b [64 k, 64]: k is not contiguous in either.
+template <class T>
+__global__ void product_columns(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base();
+  store_panels(base, in, 2 * kPanel / 4);
+  float d[8][4] = {};
+  products_fence();
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t step = static_cast<uint32_t>(k) * 2048;
+    multiply_shared<true, true>(d, matrix_descriptor(base + step, kPanel, 1024),
+                                matrix_descriptor(base + kPanel + step, kPanel, 1024), k != 0, T{});
+  }
+  products_commit();
+  products_wait<0>();
+  pin_registers(d);
+  put_all(out, d);
+}
+
+// d = a b with a [64, 64] in registers and b [64 k, 128] in two panels of 64 columns.
+template <class T>
+__global__ void product_held(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  store_panels(base, in + kPanel / 4, 2 * kPanel / 4);
+  float d[16][4] = {};
+  uint32_t a[4][4];
+  for (int k = 0; k < 4; ++k) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = 16 * warp + lane / 4 + 8 * (i % 2);
+      a[k][i] = in[row * 32 + 8 * k + lane % 4 + 4 * (i / 2)];
+    }
+  }
+  products_fence();
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t step = static_cast<uint32_t>(k) * 2048;
+    multiply_held<true>(d, a[k], matrix_descriptor(base + step, kPanel, 1024), k != 0, T{});
+  }
+  products_commit();
+  products_wait<0>();
+  pin_registers(d);
+  put_all(out, d);
+}
+
+// The answer to "has the phase of this parity ended?" while a barrier for two arrivals goes through
+// two phases.
+__global__ void barrier_phases(const uint32_t*, uint32_t* out) {
+  const uint32_t barrier = shared_base();
+  if (threadIdx.x == 0) {
+    int count = 0;
+    const auto note = [&] {
+      out[count++] = barrier_try_wait(barrier, 0);
+      out[count++] = barrier_try_wait(barrier, 1);
+    };
+    barrier_init(barrier, 2);
+    barrier_init_fence();
+    note();
+    barrier_arrive(barrier);
+    note();
+    barrier_arrive(barrier);
+    note();
+    barrier_arrive(barrier);
+    barrier_arrive(barrier);
+    note();
+  }
+}
+
+// ---- a box of 64 columns and 16 rows at column 64, row 8 of a tensor of 20 rows and 80 columns
+
+constexpr int kTensorRows = 20, kTensorColumns = 80, kBoxRows = 16;
+__device__ CUtensorMap tensor_map;
+
+__global__ void box(const uint32_t*, uint32_t* out) {
+  const uint32_t base = shared_base(), barrier = base + kBarrier;
+  for (int i = static_cast<int>(threadIdx.x); i < kBoxRows * 32; i += kThreads)
+    store_shared(base + static_cast<uint32_t>(i) * 4, -1.0f);
+  if (threadIdx.x == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_fence();
+  }
+  fence_async_proxy();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    barrier_arrive_expect(barrier, kBoxRows * 128);
+    copy_box(base, tensor_map, barrier, 64, 8, 0, 0);
+  }
+  barrier_wait(barrier, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < kBoxRows * 32; i += kThreads)
+    out[i] = shared_word(base + static_cast<uint32_t>(i) * 4);
+}
+
+bool encode_map(uint32_t* tensor) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                   &found);
+#else
+  cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+#endif
+  if (function == nullptr) return false;
+  const cuuint64_t sizes[] = {kTensorColumns, kTensorRows, 1, 1};
+  const cuuint64_t bytes = kTensorColumns * 2, strides[] = {bytes, bytes * kTensorRows, 16};
+  const cuuint32_t shape[] = {64, kBoxRows, 1, 1}, steps[] = {1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
+      &map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, tensor, sizes, strides, shape, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS && cudaMemcpyToSymbol(tensor_map, &map, sizeof(map)) == cudaSuccess;
+}
+
+constexpr Probe kProbes[] = {
+    {"barrier_phases", barrier_phases, kWords, kExact, 32, 64, 1, 1},
+    {"box", box, kWords, kExact, kThreads, kShared, 7, 4, encode_map},
+    {"rows_float16", product_rows<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},
+    {"rows_bfloat16", product_rows<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 32, 32},
+    {"columns_float16", product_columns<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},
+    {"columns_bfloat16", product_columns<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 32,
+     32},
+    {"held_float16", product_held<half_t>, kHalfIntegers, kExact, kThreads, kShared, 48, 64},
+    {"held_bfloat16", product_held<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 48, 64},
+};
+
+}  // namespace
+
+int main() { return run_all(kProbes); }

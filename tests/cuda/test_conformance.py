@@ -1,0 +1,171 @@
+"""The CPU model against recorded GPU results, and whether that comparison can fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cuda import conformance
+from tests.cuda.conformance import Document, differences, words
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("the CPU model needs g++")
+    return conformance.build_model(tmp_path_factory.mktemp("conformance"))
+
+
+@pytest.fixture(scope="module")
+def model(program: Path) -> Document:
+    return conformance.run(program)
+
+
+def test_the_model_does_what_a_gpu_did(model: Document) -> None:
+    recorded = conformance.GOLDEN / "sm80.json"
+    if not recorded.exists():
+        pytest.skip("not recorded on a GPU yet; benchmarks/gpu/run_h200.sh records sm80.json")
+    assert differences(model, json.loads(recorded.read_text())) == []
+
+
+def test_what_a_hopper_gpu_did_is_what_the_manual_says() -> None:
+    recorded = conformance.GOLDEN / "sm90.json"
+    if not recorded.exists():
+        pytest.skip("not recorded on a GPU yet; benchmarks/gpu/run_h200.sh records sm90.json")
+    document = json.loads(recorded.read_text())
+    assert differences(document, conformance.arithmetic(document)) == []
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_results_do_not_depend_on_the_schedule(program: Path, model: Document, seed: str) -> None:
+    assert conformance.run(program, seed) == model
+
+
+def test_every_word_of_a_probe_is_written(model: Document) -> None:
+    for name, probe in model["probes"].items():
+        assert "deadbeef" not in probe["out"], name
+
+
+def test_integer_products_of_the_model_are_exact(model: Document) -> None:
+    """From the registers of every lane to matrices and back, without the model's own code."""
+    lane = np.arange(32)
+    for dtype in ("float16", "bfloat16"):
+        probe = model["probes"][f"product_{dtype}_exact"]
+        kind = conformance.NUMPY_DTYPES[dtype]
+        halves = words(probe["in"]).view(np.uint16).view(kind).astype(np.float64)
+        registers = halves.reshape(6, 32, 2)
+        a, b = np.zeros((16, 16)), np.zeros((16, 8))
+        for i in range(4):
+            for half in range(2):
+                a[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + half + 8 * (i // 2)] = registers[
+                    i, :, half
+                ]
+        for i in range(2):
+            for half in range(2):
+                b[2 * (lane % 4) + half + 8 * i, lane // 4] = registers[4 + i, :, half]
+        out = words(probe["out"]).view(np.float32).reshape(4, 32)
+        start = np.stack([np.full(32, 1.0), np.full(32, -2.0), np.full(32, 3.0), lane])
+        for e in range(4):
+            want = (a @ b)[lane // 4 + 8 * (e // 2), 2 * (lane % 4) + e % 2] + start[e]
+            np.testing.assert_array_equal(out[e], want)
+
+
+def _flip(document: Document, name: str, bit: int) -> Document:
+    """One bit of the middle word of a result changed."""
+    changed = copy.deepcopy(document)
+    every = changed["probes"][name]["out"].split()
+    middle = len(every) // 2
+    every[middle] = f"{int(every[middle], 16) ^ 1 << bit:08x}"
+    changed["probes"][name]["out"] = " ".join(every)
+    return changed
+
+
+def test_a_changed_result_is_noticed_in_every_probe(model: Document) -> None:
+    """Any bit where results are exact; an exponent bit where they are rounded."""
+    for name, probe in model["probes"].items():
+        found = differences(model, _flip(model, name, 0 if probe["compare"] == "exact" else 24))
+        assert len(found) == 1, name
+        assert found[0].startswith(f"{name}: 1 of "), found
+
+
+def test_only_rounding_may_differ(model: Document) -> None:
+    assert differences(model, model) == []
+    for name in ("product_float16", "product_bfloat16", "powers_of_two"):
+        assert differences(model, _flip(model, name, 0)) == []
+        assert differences(model, _flip(model, name, 20))
+
+
+def test_another_set_of_probes_is_noticed(model: Document) -> None:
+    fewer = copy.deepcopy(model)
+    del fewer["probes"]["votes"]
+    assert differences(model, fewer) == ["votes: not recorded"]
+    assert differences(fewer, model) == ["votes: missing"]
+    other = copy.deepcopy(model)
+    other["probes"]["votes"]["in"] = "0" + model["probes"]["votes"]["in"][1:]
+    assert differences(model, other)[0].startswith("votes: recorded with other inputs")
+    shorter = copy.deepcopy(model)
+    shorter["probes"]["votes"]["out"] = "00000000"
+    assert differences(model, shorter) == ["votes: 288 words came out, 1 recorded"]
+
+
+def _sm90_document() -> Document:
+    """Inputs as sm90.cu draws them are not needed here: any small integers do."""
+    rng = np.random.default_rng(0)
+    probes = {}
+    for kind, in_words in (("rows", 32), ("columns", 32), ("held", 48)):
+        for dtype in ("float16", "bfloat16"):
+            x = rng.integers(-8, 9, in_words * conformance.THREADS * 2)
+            bits = x.astype(conformance.NUMPY_DTYPES[dtype]).view(np.uint32)
+            probes[f"{kind}_{dtype}"] = bits
+    probes["box"] = rng.integers(0, 2**32, 7 * conformance.THREADS, np.uint32)
+    probes["barrier_phases"] = np.arange(32, dtype=np.uint32)
+    return {
+        "platform": "test",
+        "probes": {
+            name: {"compare": "exact", "in": " ".join(f"{w:08x}" for w in bits), "out": ""}
+            for name, bits in probes.items()
+        },
+    }
+
+
+def test_the_arithmetic_of_hopper_is_what_loops_say() -> None:
+    """The matrices and the swizzle once more, element by element."""
+    document = conformance.arithmetic(_sm90_document())
+    assert differences(document, conformance.arithmetic(document)) == []
+    for name, probe in document["probes"].items():
+        changed = _flip(document, name, 3) if name != "barrier_phases" else document
+        assert (differences(changed, document) != []) == (name != "barrier_phases")
+        if not name.startswith("held"):
+            continue
+        dtype = conformance.NUMPY_DTYPES[name.split("_")[1]]
+        x = words(probe["in"]).view(np.uint16).view(dtype).astype(np.float64).reshape(192, 64)
+        out = words(probe["out"]).view(np.float32).reshape(64, 128)
+        for thread, t, e in ((0, 0, 0), (37, 9, 3), (127, 15, 2)):
+            row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (e // 2)
+            column = 8 * t + 2 * (thread % 4) + e % 2
+            panel = x[64 + 64 * (column // 64) :][:64]
+            assert out[4 * t + e, thread] == sum(x[row] * panel[:, column % 64])
+    tensor = words(document["probes"]["box"]["in"]).view(np.uint16)[:1600].reshape(20, 80)
+    box = words(document["probes"]["box"]["out"]).view(np.uint16).reshape(16, 8, 8)
+    assert box[3, 1 ^ 3, 5] == tensor[8 + 3, 64 + 8 + 5]
+    assert not box[12:].any()
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ["75", "80"])
+def test_the_probes_compile(tmp_path: Path, architecture: str) -> None:
+    assert conformance.build_cuda("sm80", architecture, tmp_path).exists()
+
+
+@needs_nvcc
+def test_the_probes_of_hopper_compile(tmp_path: Path) -> None:
+    if not conformance.SM90_HEADER.exists():
+        pytest.skip("this version has no csrc/cuda/sm90")
+    assert conformance.build_cuda("sm90", "90a", tmp_path).exists()
