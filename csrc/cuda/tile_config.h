@@ -75,6 +75,14 @@ constexpr TileConfig kQueryGradTile = find_tile(kQueryGradTiles, sizeof(T), D);
 template <class T, int D>
 constexpr TileConfig kKeyGradTile = find_tile(kKeyGradTiles, sizeof(T), D);
 
+// For __launch_bounds__, in which the compiler of CUDA 11.2 takes no member of a variable template.
+template <class T, int D>
+constexpr int kForwardThreads = kForwardTile<T, D>.threads();
+template <class T, int D>
+constexpr int kQueryGradThreads = kQueryGradTile<T, D>.threads();
+template <class T, int D>
+constexpr int kKeyGradThreads = kKeyGradTile<T, D>.threads();
+
 }  // namespace cuda
 }  // namespace alibi
 

@@ -107,7 +107,7 @@ __device__ __forceinline__ void weights_and_grads(float (&s)[kM][kN][4], float (
 }
 
 template <class T, int D, bool kWantDk, bool kWantDv>
-__global__ void __launch_bounds__(kKeyGradTile<T, D>.threads(), 1)
+__global__ void __launch_bounds__(kKeyGradThreads<T, D>, 1)
     attention_key_grad(const BackwardParams params) {
   constexpr TileConfig kTile = kKeyGradTile<T, D>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,

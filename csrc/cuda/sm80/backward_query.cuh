@@ -114,7 +114,7 @@ __device__ __forceinline__ void store_grad_rows(const TensorView& grad, const Bl
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kQueryGradTile<T, D>.threads(), 1)
+__global__ void __launch_bounds__(kQueryGradThreads<T, D>, 1)
     attention_query_grad(const BackwardParams params) {
   constexpr TileConfig kTile = kQueryGradTile<T, D>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,

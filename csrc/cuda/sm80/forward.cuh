@@ -32,6 +32,8 @@ namespace cuda {
 template <class T, int D, bool kSplit>
 constexpr TileConfig kWalkTile = kSplit ? kSplitTile<T, D> : kForwardTile<T, D>;
 template <class T, int D, bool kSplit>
+constexpr int kWalkThreads = kWalkTile<T, D, kSplit>.threads();
+template <class T, int D, bool kSplit>
 constexpr int kForwardShared =
     (kWalkTile<T, D, kSplit>.rows() + 2 * kWalkTile<T, D, kSplit>.columns) * kRowBytes<T, D>;
 
@@ -108,7 +110,6 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
                                              RowState<kM>& state) {
   state.finish();
   const ProblemView& problem = params.problem;
-  const int64_t rows = static_cast<int64_t>(problem.batch) * problem.heads_q * problem.len_q;
   T* out = head_data<T>(params.out, place.batch, place.head);
 #pragma unroll
   for (int i = 0; i < 2 * kM; ++i) {
@@ -116,6 +117,7 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
     if (row >= problem.len_q) continue;
     const int64_t index = row_index(problem, place.batch, place.head, row);
     if constexpr (kSplit) {
+      const int64_t rows = static_cast<int64_t>(problem.batch) * problem.heads_q * problem.len_q;
       const int64_t part = split * rows + index;
       store_row(params.split_out + part * problem.head_dim, o[i / 2], i % 2, state.inverse_sum(i),
                 problem.head_dim, false);
@@ -129,7 +131,7 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
 }
 
 template <class T, int D, bool kSplit>
-__global__ void __launch_bounds__(kWalkTile<T, D, kSplit>.threads(), 1)
+__global__ void __launch_bounds__(kWalkThreads<T, D, kSplit>, 1)
     attention_forward(const ForwardParams params) {
   constexpr TileConfig kTile = kWalkTile<T, D, kSplit>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,

@@ -58,7 +58,7 @@ __device__ __forceinline__ void store_weights(const WeightsForwardParams& params
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kForwardTile<T, D>.threads(), 1)
+__global__ void __launch_bounds__(kForwardThreads<T, D>, 1)
     weights_forward(const WeightsForwardParams params) {
   constexpr TileConfig kTile = kForwardTile<T, D>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
@@ -142,7 +142,7 @@ __device__ __forceinline__ float slope_share(const float (&ds)[kM][kN][4], const
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kQueryGradTile<T, D>.threads(), 1)
+__global__ void __launch_bounds__(kQueryGradThreads<T, D>, 1)
     weights_query_grad(const WeightsBackwardParams params) {
   constexpr TileConfig kTile = kQueryGradTile<T, D>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kQueryGradTile<T, D>.threads(), 1)
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kKeyGradTile<T, D>.threads(), 1)
+__global__ void __launch_bounds__(kKeyGradThreads<T, D>, 1)
     weights_key_grad(const WeightsBackwardParams params) {
   constexpr TileConfig kTile = kKeyGradTile<T, D>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
