@@ -25,25 +25,10 @@ alibi_kernels.contract. Supported Platforms: ``CPU``. Source: arXiv 2108.12409.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from alibi_kernels import contract
-
-try:
-    from alibi_kernels import _native
-except ImportError as missing:
-    raise ImportError(
-        "alibi_kernels._native cannot be loaded; build it with `make build` in a checkout, or "
-        "reinstall the package with `pip install .`"
-    ) from missing
-
-Array = NDArray[Any]
-Stats = dict[str, int]
+from alibi_kernels._call import Array, Call, Stats, _native
+from alibi_kernels._call import isas as isas
 
 
 def attention_forward(
@@ -74,10 +59,8 @@ def attention_forward(
     Returns:
         (out like q, lse [B, Hq, Sq] float32); 0 and -inf for a row that may see no key.
     """
-    options = _options(scale, causal, bias, input_layout, prune)
-    call = _Call(
-        "attention_forward", {"q": q, "k": k, "v": v}, slopes, spans, options, threads, isa
-    )
+    options = (scale, causal, bias, input_layout, prune, threads, isa)
+    call = Call("attention_forward", q, k, v, slopes, spans, *options)
     given = out if isinstance(out, tuple) else (out, None)
     results = call.make("out", given[0], "q"), call.make("lse", given[1], "lse")
     call.run(_native.attention_fwd, stats)
@@ -117,10 +100,8 @@ def attention_backward(
     Returns:
         (dq like q, dk like k, dv like v, dslopes [Hq] float32).
     """
-    options = _options(scale, causal, bias, input_layout, prune)
-    call = _Call(
-        "attention_backward", {"q": q, "k": k, "v": v}, slopes, spans, options, threads, isa
-    )
+    options = (scale, causal, bias, input_layout, prune, threads, isa)
+    call = Call("attention_backward", q, k, v, slopes, spans, *options)
     call.take("out", out, "q")
     call.take("lse", lse, "lse")
     call.take("dout", dout, "q")
@@ -150,8 +131,8 @@ def attention_weights(
 
     With prune=True weights below 2^-24 of their row's sum may be written as 0.
     """
-    options = _options(scale, causal, bias, input_layout, prune)
-    call = _Call("attention_weights", {"q": q, "k": k}, slopes, spans, options, threads, isa)
+    options = (scale, causal, bias, input_layout, prune, threads, isa)
+    call = Call("attention_weights", q, k, None, slopes, spans, *options, weights=True)
     result = call.make("out", out, "p")
     call.run(_native.weights_fwd, stats)
     return result
@@ -185,149 +166,10 @@ def attention_weights_backward(
     Returns:
         (dq like q, dk like k, dslopes [Hq] float32).
     """
-    options = _options(scale, causal, bias, input_layout, prune)
-    call = _Call(
-        "attention_weights_backward", {"q": q, "k": k}, slopes, spans, options, threads, isa
-    )
+    options = (scale, causal, bias, input_layout, prune, threads, isa)
+    call = Call("attention_weights_backward", q, k, None, slopes, spans, *options, weights=True)
     call.take("p", p, "p")
     call.take("dp", dp, "p")
     results = call.make_all({"dq": "q", "dk": "k", "dslopes": "slopes"}, grads)
     call.run(_native.weights_bwd, stats)
     return results
-
-
-def isas() -> list[dict[str, Any]]:
-    """The instruction sets of the kernels, best first: {"name", "built", "supported"} each.
-
-    "built": this library holds it; "supported": this CPU has it. Only names with both can run.
-    """
-    return json.loads(_native.build_info())["isas"]
-
-
-def _options(
-    scale: float | None, causal: bool, bias: str, input_layout: str, prune: bool
-) -> dict[str, Any]:
-    names = ("scale", "causal", "bias", "input_layout", "prune")
-    return dict(zip(names, (scale, causal, bias, input_layout, prune), strict=True))
-
-
-class _Call:
-    """One checked call: the arguments of an entry point in its order, tensors as [B, H, S, X].
-
-    Kinds of arrays: "q" and "k" are like those (in the call's layout); "p" is [B, Hq, Sq, Sk] and
-    "lse" [B, Hq, Sq] in every layout; "slopes" is [Hq].
-    """
-
-    def __init__(
-        self,
-        op: str,
-        tensors: dict[str, Array],
-        slopes: Array | Sequence[float],
-        spans: Array | None,
-        options: dict[str, Any],
-        threads: int | None,
-        isa: str | None,
-    ) -> None:
-        self.op = op
-        for name, array in tensors.items():
-            contract.require_type(name, array, np.ndarray, op=op)
-        if not isinstance(slopes, np.ndarray):
-            slopes = np.array(contract.fixed_slopes(slopes, op=op), np.float32)
-        if spans is not None:
-            contract.require_type("spans", spans, np.ndarray, op=op)
-        validate: Callable[..., contract.Signature] = (
-            contract.validate_attention if "v" in tensors else contract.validate_weights
-        )
-        specs = {name: contract.spec(array) for name, array in tensors.items()}
-        spans_spec = None if spans is None else contract.spec(spans)
-        call = validate(**specs, slopes=contract.spec(slopes), spans=spans_spec, op=op, **options)
-        contract.validate_slopes_values(slopes.tolist(), op=op)
-        if spans is not None and call.len_k is not None:
-            contract.validate_spans_values(spans.tolist(), call.len_k, call.causal, op=op)
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise contract.error("threads.range", op, got=repr(threads))
-        usable = [row["name"] for row in isas() if row["built"] and row["supported"]]
-        if isa is not None and isa not in usable:
-            raise contract.error("isa.choice", op, choices=usable, got=repr(isa))
-
-        self._native = _native.Call(
-            scale=call.scale,
-            causal=call.causal,
-            signed_bias=call.bias == "signed",
-            prune=call.prune,
-            threads=threads or 0,
-            isa=isa,
-        )
-        self._swap = call.input_layout == "BSND"
-        rows = (call.batch, call.heads_q, call.len_q)
-        float32, dtype = np.dtype(np.float32), tensors["q"].dtype
-        self._kinds: dict[str, tuple[tuple[Any, ...], np.dtype[Any]]] = {
-            "q": (tensors["q"].shape, dtype),
-            "k": (tensors["k"].shape, dtype),
-            "p": ((*rows, call.len_k), dtype),
-            "lse": (rows, float32),
-            "slopes": ((call.heads_q,), float32),
-        }
-        self._arrays: list[Array | None] = []  # the arguments of the entry point, in its order
-        for name, array in tensors.items():
-            self.take(name, array, "q" if name == "q" else "k")
-        self.take("slopes", slopes, "slopes")
-        self._arrays.append(None if spans is None else np.ascontiguousarray(spans))
-
-    def take(self, name: str, array: Array | None, kind: str, optional: bool = False) -> None:
-        """Adds an input."""
-        if array is None and optional:
-            self._arrays.append(None)
-            return
-        contract.require_type(name, array, np.ndarray, op=self.op)
-        assert array is not None
-        shape, dtype = self._kinds[kind]
-        if array.shape != shape:
-            raise contract.error("array.shape", self.op, name=name, want=shape, shape=array.shape)
-        if array.dtype != dtype:
-            raise contract.error("array.dtype", self.op, name=name, want=dtype, got=array.dtype)
-        self._arrays.append(
-            np.ascontiguousarray(array) if array.ndim < 4 else self._view(name, array, kind)
-        )
-
-    def make(self, name: str, given: Array | None, kind: str) -> Array:
-        """Adds a result and returns it: the array given, or a new one."""
-        result = np.empty(*self._kinds[kind]) if given is None else given
-        self.take(name, result, kind)
-        if not result.flags.writeable:
-            raise contract.error("array.readonly", self.op, name=name)
-        if result.ndim < 4 and not result.flags.c_contiguous:
-            raise contract.error("array.contiguous", self.op, name=name, strides=result.strides)
-        return result
-
-    def make_all(self, kinds: dict[str, str], given: tuple[Array | None, ...] | None) -> Any:
-        """Adds the gradients and returns them, a tuple in the order of `kinds`."""
-        arrays = (None,) * len(kinds) if given is None else given
-        if not isinstance(arrays, tuple) or len(arrays) != len(kinds):
-            got = f"a tuple of {len(arrays)}" if isinstance(arrays, tuple) else repr(type(arrays))
-            names = ", ".join(kinds)
-            raise contract.error("grads.length", self.op, want=len(kinds), names=names, got=got)
-        pairs = zip(kinds.items(), arrays, strict=True)
-        return tuple(self.make(name, array, kind) for (name, kind), array in pairs)
-
-    def run(self, entry: Callable[..., int], stats: Stats | None) -> None:
-        """Calls the entry point; raises for any status but "ok"."""
-        status = entry(self._native, *self._arrays)
-        if status:
-            raise contract.error(_native.status_name(status), self.op)
-        if stats is not None:
-            stats["tiles_visited"] = self._native.tiles_visited
-            stats["tiles_allowed"] = self._native.tiles_allowed
-
-    def _view(self, name: str, array: Array, kind: str) -> Array:
-        """As [B, H, S, X], after the one rule that memory has to keep."""
-        item = array.itemsize
-        # NumPy leaves the strides of empty arrays and of axes of length 1 undefined.
-        steps = [step for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
-        last = array.strides[3] if array.shape[3] > 1 else item
-        strided = last == item and not any(step % item for step in steps) and array.flags.aligned
-        if array.size and not strided:
-            raise contract.error(
-                "array.strides", self.op, name=name, strides=array.strides, itemsize=item
-            )
-        return array.transpose(0, 2, 1, 3) if self._swap and kind != "p" else array

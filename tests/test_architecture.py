@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "rules": set(),
     "contract": {"rules"},
     "slopes": {"contract"},
-    "native": {"contract", "_native"},
+    "_call": {"contract", "_native"},
+    "native": {"_call"},
     "_library": set(),
     "reference": {"contract"},
     "custom": {"contract", "_library"},
@@ -34,6 +35,7 @@ WITHOUT_MINDSPORE = {
     "rules": {"mindspore", "numpy"},
     "contract": {"mindspore", "numpy"},
     "slopes": {"mindspore"},
+    "_call": {"mindspore"},
     "native": {"mindspore"},
     "_library": {"mindspore"},
 }

@@ -1,15 +1,18 @@
 // alibi_kernels._native: the CPU kernels on NumPy arrays. There is no MindSpore in it.
 //
-// alibi_kernels/native.py checks the arguments, allocates the results and turns every layout into a
-// [B, H, S, D] view. Here each view becomes the strided tensor of alibi_attention.h, without a
-// copy, and the kernel runs without the GIL. A function returns the AlibiStatus; native.py owns the
-// exceptions, because contract.py owns the message text. What would corrupt memory (a wrong shape,
-// dtype or stride) is checked here once more.
+// alibi_kernels/native.py checks what a call is, once for all calls alike, and allocates the
+// results. Here each array becomes the strided tensor of alibi_attention.h, whatever its layout,
+// without a copy, and the kernel runs without the GIL. What can differ from call to call (shapes,
+// dtypes, strides, alignment, the values of slopes) is checked here every time, because the same
+// checks in Python take longer than a small kernel. A function returns the AlibiStatus and the
+// counters; native.py owns the exceptions, because contract.py owns the message text.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -25,16 +28,19 @@ using Array = const py::array&;
 using Optional = std::optional<py::array>;
 using Shape = std::vector<py::ssize_t>;
 
-// Everything about a call that is not an array, and the counters it leaves behind.
+// Everything about a call that is not an array. Calls share one, from several threads.
 struct Call {
   float scale;
   bool causal;
   bool signed_bias;
   bool prune;
+  bool bsnd;  // the tensors are [B, S, H, D]
   int threads;
   std::optional<std::string> isa;
-  AlibiStats stats{0, 0};
 };
+
+// Status, tiles_visited, tiles_allowed.
+using Result = std::tuple<int32_t, int64_t, int64_t>;
 
 struct Failure {
   AlibiStatus status;
@@ -44,30 +50,48 @@ void require(bool condition, AlibiStatus status) {
   if (!condition) throw Failure{status};
 }
 
-// "float32" for native float32 and so on; the name is how ml_dtypes' bfloat16 is told from other
-// two-byte types.
-AlibiDtype dtype_of(Array array) {
-  const std::string name = py::str(array.dtype().attr("name"));
-  if (name == "float32") return ALIBI_FLOAT32;
-  if (name == "float16") return ALIBI_FLOAT16;
-  if (name == "bfloat16") return ALIBI_BFLOAT16;
-  throw Failure{ALIBI_DTYPE};
+// ml_dtypes registers bfloat16 with NumPy at run time, so that its number is only known by name.
+bool is_bfloat16(const py::dtype& dtype) {
+  static const int number = [] {
+    return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num();
+  }();
+  return dtype.num() == number;
 }
 
-// A [B, H, S, X] view as a strided tensor. Any strides but the last are free: negative and zero
-// ones too.
-AlibiTensor tensor(Array array, const Shape& shape, AlibiDtype dtype, bool writeable) {
-  require(array.ndim() == 4 && Shape(array.shape(), array.shape() + 4) == shape, ALIBI_SHAPE);
+constexpr int kNumPyHalf = 23;
+
+AlibiDtype dtype_of(Array array) {
+  const py::dtype dtype = array.dtype();
+  require(dtype.byteorder() != '>', ALIBI_DTYPE);  // '=', or '|' where there is no order
+  if (dtype.num() == py::dtype::num_of<float>()) return ALIBI_FLOAT32;
+  if (dtype.num() == kNumPyHalf) return ALIBI_FLOAT16;
+  require(dtype.itemsize() == 2 && is_bfloat16(dtype), ALIBI_DTYPE);
+  return ALIBI_BFLOAT16;
+}
+
+// Which axis of an array is batch, head, sequence, element.
+using Axes = std::array<int, 4>;
+constexpr Axes kBnsd{0, 1, 2, 3}, kBsnd{0, 2, 1, 3};
+
+const Axes& axes_of(const Call& call) { return call.bsnd ? kBsnd : kBnsd; }
+
+// `shape` is [B, H, S, X] whatever the order of the axes. Any strides but the last are free:
+// negative and zero ones too.
+AlibiTensor tensor(Array array, const Shape& shape, const Axes& axes, AlibiDtype dtype,
+                   bool writeable) {
+  require(array.ndim() == 4, ALIBI_SHAPE);
   require(dtype_of(array) == dtype, ALIBI_DTYPE);
   require(!writeable || array.writeable(), ALIBI_SHAPE);
+  for (int i = 0; i < 4; ++i) require(array.shape(axes[i]) == shape[i], ALIBI_SHAPE);
   if (array.size() == 0) return {const_cast<void*>(array.data()), 0, 0, 0};
   const py::ssize_t size = array.itemsize();
+  require(reinterpret_cast<std::uintptr_t>(array.data()) % size == 0, ALIBI_SHAPE);
   std::array<int64_t, 4> strides;
-  for (int axis = 0; axis < 4; ++axis) {
+  for (int i = 0; i < 4; ++i) {
     // NumPy leaves the stride of an axis of length 1 undefined.
-    const py::ssize_t bytes = shape[axis] > 1 ? array.strides(axis) : (axis == 3 ? size : 0);
+    const py::ssize_t bytes = shape[i] > 1 ? array.strides(axes[i]) : (i == 3 ? size : 0);
     require(bytes % size == 0, ALIBI_SHAPE);
-    strides[axis] = bytes / size;
+    strides[i] = bytes / size;
   }
   require(strides[3] == 1, ALIBI_SHAPE);
   return {const_cast<void*>(array.data()), strides[0], strides[1], strides[2]};
@@ -83,21 +107,28 @@ T* vector(const Optional& array, const Shape& shape, bool writeable = false) {
   return static_cast<T*>(const_cast<void*>(array->data()));
 }
 
+// Slopes come as values, which no shape tells about; a NaN would spread through the result.
+const float* slopes_of(Array array, const Shape& shape) {
+  const float* slopes = vector<float>(array, shape);
+  for (py::ssize_t h = 0; h < shape[0]; ++h) require(std::isfinite(slopes[h]), ALIBI_SHAPE);
+  return slopes;
+}
+
 struct Shapes {
   Shape q, k, lse, p, slopes, spans;
 };
 
-// Fills the problem from q [B, Hq, Sq, D] and k [B, Hkv, Sk, D], and names the shapes that follow
-// from it.
+// Fills the problem from q and k, and names the shapes that follow from it.
 Shapes describe(const Call& call, Array q, Array k, AlibiProblem* problem) {
   require(q.ndim() == 4 && k.ndim() == 4, ALIBI_SHAPE);
+  const Axes& axes = axes_of(call);
   *problem = {};
-  problem->batch = q.shape(0);
-  problem->heads_q = q.shape(1);
-  problem->heads_kv = k.shape(1);
-  problem->len_q = q.shape(2);
-  problem->len_k = k.shape(2);
-  problem->head_dim = q.shape(3);
+  problem->batch = q.shape(axes[0]);
+  problem->heads_q = q.shape(axes[1]);
+  problem->heads_kv = k.shape(axes[1]);
+  problem->len_q = q.shape(axes[2]);
+  problem->len_k = k.shape(axes[2]);
+  problem->head_dim = q.shape(axes[3]);
   problem->dtype = dtype_of(q);
   problem->bias = call.signed_bias ? ALIBI_SIGNED : ALIBI_SYMMETRIC;
   problem->causal = call.causal;
@@ -109,95 +140,103 @@ Shapes describe(const Call& call, Array q, Array k, AlibiProblem* problem) {
   return {{b, hq, sq, d}, {b, hkv, sk, d}, {b, hq, sq}, {b, hq, sq, sk}, {hq}, {b, 3}};
 }
 
-// Runs an entry point on `args` without the GIL and hands the counters to `call`.
+// Runs an entry point on `args` without the GIL.
 template <typename Args>
-int32_t run(int32_t (*entry)(const Args*, void*), Args* args, Call* call) {
-  call->stats = {0, 0};
-  AlibiOptions options{call->threads, call->isa ? call->isa->c_str() : nullptr, &call->stats};
+Result run(int32_t (*entry)(const Args*, void*), Args* args, const Call& call) {
+  AlibiStats stats{0, 0};
+  AlibiOptions options{call.threads, call.isa ? call.isa->c_str() : nullptr, &stats};
   args->options = &options;
-  py::gil_scoped_release release;
-  return entry(args, nullptr);
+  int32_t status;
+  {
+    py::gil_scoped_release release;
+    status = entry(args, nullptr);
+  }
+  return {status, stats.tiles_visited, stats.tiles_allowed};
 }
 
 // A failed check is a status too.
 template <typename Function>
-int32_t guarded(Function function) {
+Result guarded(Function function) {
   try {
     return function();
   } catch (const Failure& failure) {
-    return failure.status;
+    return {failure.status, 0, 0};
   }
 }
 
-int32_t attention_fwd(Call* call, Array q, Array k, Array v, Array slopes, Optional spans,
-                      Array out, Array lse) {
+Result attention_fwd(const Call& call, Array q, Array k, Array v, Array slopes, Optional spans,
+                     Array out, Array lse) {
   return guarded([&] {
     AlibiAttentionFwdArgs args{};
-    const Shapes shapes = describe(*call, q, k, &args.problem);
+    const Shapes shapes = describe(call, q, k, &args.problem);
+    const Axes& axes = axes_of(call);
     const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, dtype, false);
-    args.k = tensor(k, shapes.k, dtype, false);
-    args.v = tensor(v, shapes.k, dtype, false);
-    args.slopes = vector<float>(slopes, shapes.slopes);
+    args.q = tensor(q, shapes.q, axes, dtype, false);
+    args.k = tensor(k, shapes.k, axes, dtype, false);
+    args.v = tensor(v, shapes.k, axes, dtype, false);
+    args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.out = tensor(out, shapes.q, dtype, true);
+    args.out = tensor(out, shapes.q, axes, dtype, true);
     args.lse = vector<float>(lse, shapes.lse, true);
     return run(alibi_attention_fwd, &args, call);
   });
 }
 
-int32_t attention_bwd(Call* call, Array q, Array k, Array v, Array slopes, Optional spans,
-                      Array out, Array lse, Array dout, Optional dlse, Array dq, Array dk, Array dv,
-                      Optional dslopes) {
+Result attention_bwd(const Call& call, Array q, Array k, Array v, Array slopes, Optional spans,
+                     Array out, Array lse, Array dout, Optional dlse, Array dq, Array dk, Array dv,
+                     Optional dslopes) {
   return guarded([&] {
     AlibiAttentionBwdArgs args{};
-    const Shapes shapes = describe(*call, q, k, &args.problem);
+    const Shapes shapes = describe(call, q, k, &args.problem);
+    const Axes& axes = axes_of(call);
     const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, dtype, false);
-    args.k = tensor(k, shapes.k, dtype, false);
-    args.v = tensor(v, shapes.k, dtype, false);
-    args.slopes = vector<float>(slopes, shapes.slopes);
+    args.q = tensor(q, shapes.q, axes, dtype, false);
+    args.k = tensor(k, shapes.k, axes, dtype, false);
+    args.v = tensor(v, shapes.k, axes, dtype, false);
+    args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.out = tensor(out, shapes.q, dtype, false);
+    args.out = tensor(out, shapes.q, axes, dtype, false);
     args.lse = vector<float>(lse, shapes.lse);
-    args.dout = tensor(dout, shapes.q, dtype, false);
+    args.dout = tensor(dout, shapes.q, axes, dtype, false);
     args.dlse = vector<float>(dlse, shapes.lse);
-    args.dq = tensor(dq, shapes.q, dtype, true);
-    args.dk = tensor(dk, shapes.k, dtype, true);
-    args.dv = tensor(dv, shapes.k, dtype, true);
+    args.dq = tensor(dq, shapes.q, axes, dtype, true);
+    args.dk = tensor(dk, shapes.k, axes, dtype, true);
+    args.dv = tensor(dv, shapes.k, axes, dtype, true);
     args.dslopes = vector<float>(dslopes, shapes.slopes, true);
     return run(alibi_attention_bwd, &args, call);
   });
 }
 
-int32_t weights_fwd(Call* call, Array q, Array k, Array slopes, Optional spans, Array p) {
+Result weights_fwd(const Call& call, Array q, Array k, Array slopes, Optional spans, Array p) {
   return guarded([&] {
     AlibiWeightsFwdArgs args{};
-    const Shapes shapes = describe(*call, q, k, &args.problem);
+    const Shapes shapes = describe(call, q, k, &args.problem);
+    const Axes& axes = axes_of(call);
     const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, dtype, false);
-    args.k = tensor(k, shapes.k, dtype, false);
-    args.slopes = vector<float>(slopes, shapes.slopes);
+    args.q = tensor(q, shapes.q, axes, dtype, false);
+    args.k = tensor(k, shapes.k, axes, dtype, false);
+    args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.p = tensor(p, shapes.p, dtype, true);
+    args.p = tensor(p, shapes.p, kBnsd, dtype, true);
     return run(alibi_attention_weights_fwd, &args, call);
   });
 }
 
-int32_t weights_bwd(Call* call, Array q, Array k, Array slopes, Optional spans, Array p, Array dp,
-                    Array dq, Array dk, Optional dslopes) {
+Result weights_bwd(const Call& call, Array q, Array k, Array slopes, Optional spans, Array p,
+                   Array dp, Array dq, Array dk, Optional dslopes) {
   return guarded([&] {
     AlibiWeightsBwdArgs args{};
-    const Shapes shapes = describe(*call, q, k, &args.problem);
+    const Shapes shapes = describe(call, q, k, &args.problem);
+    const Axes& axes = axes_of(call);
     const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, dtype, false);
-    args.k = tensor(k, shapes.k, dtype, false);
-    args.slopes = vector<float>(slopes, shapes.slopes);
+    args.q = tensor(q, shapes.q, axes, dtype, false);
+    args.k = tensor(k, shapes.k, axes, dtype, false);
+    args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.p = tensor(p, shapes.p, dtype, false);
-    args.dp = tensor(dp, shapes.p, dtype, false);
-    args.dq = tensor(dq, shapes.q, dtype, true);
-    args.dk = tensor(dk, shapes.k, dtype, true);
+    args.p = tensor(p, shapes.p, kBnsd, dtype, false);
+    args.dp = tensor(dp, shapes.p, kBnsd, dtype, false);
+    args.dq = tensor(dq, shapes.q, axes, dtype, true);
+    args.dk = tensor(dk, shapes.k, axes, dtype, true);
     args.dslopes = vector<float>(dslopes, shapes.slopes, true);
     return run(alibi_attention_weights_bwd, &args, call);
   });
@@ -211,16 +250,12 @@ PYBIND11_MODULE(_native, module) {
   }
   module.doc() = "The CPU kernels on NumPy arrays; alibi_kernels.native is the public side.";
   py::class_<Call>(module, "Call")
-      .def(py::init([](float scale, bool causal, bool signed_bias, bool prune, int threads,
-                       std::optional<std::string> isa) {
-             return Call{scale, causal, signed_bias, prune, threads, std::move(isa)};
+      .def(py::init([](float scale, bool causal, bool signed_bias, bool prune, bool bsnd,
+                       int threads, std::optional<std::string> isa) {
+             return Call{scale, causal, signed_bias, prune, bsnd, threads, std::move(isa)};
            }),
            py::kw_only(), py::arg("scale"), py::arg("causal"), py::arg("signed_bias"),
-           py::arg("prune"), py::arg("threads"), py::arg("isa"))
-      .def_property_readonly("tiles_visited",
-                             [](const Call& call) { return call.stats.tiles_visited; })
-      .def_property_readonly("tiles_allowed",
-                             [](const Call& call) { return call.stats.tiles_allowed; });
+           py::arg("prune"), py::arg("bsnd"), py::arg("threads"), py::arg("isa"));
   module.def("attention_fwd", &attention_fwd);
   module.def("attention_bwd", &attention_bwd);
   module.def("weights_fwd", &weights_fwd);

@@ -1,0 +1,260 @@
+"""One call of a kernel on NumPy arrays: checked, laid out, run. alibi_kernels.native is the public
+side.
+
+What can be said of all calls alike, from shapes, dtypes and options, is checked once and remembered
+as a plan. What one call's arrays add (strides, alignment, the values of slopes) the bindings check;
+when they refuse, `_complaint` finds the words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alibi_kernels import contract
+
+try:
+    from alibi_kernels import _native
+except ImportError as missing:
+    raise ImportError(
+        "alibi_kernels._native cannot be loaded; build it with `make build` in a checkout, or "
+        "reinstall the package with `pip install .`"
+    ) from missing
+
+Array = NDArray[Any]
+Stats = dict[str, int]
+
+
+def isas() -> list[dict[str, Any]]:
+    """The instruction sets of the kernels, best first: {"name", "built", "supported"} each.
+
+    "built": this library holds it; "supported": this CPU has it. Only names with both can run.
+    """
+    return json.loads(_native.build_info())["isas"]
+
+
+@cache
+def _usable_isas() -> list[str]:
+    return [row["name"] for row in isas() if row["built"] and row["supported"]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A kind of call that keeps the rules: what is the same for all calls alike.
+
+    Kinds of arrays: "q" and "k" are like those (in the call's layout); "p" is [B, Hq, Sq, Sk] and
+    "lse" [B, Hq, Sq] in every layout; "slopes" is [Hq].
+    """
+
+    native: _native.Call
+    kinds: dict[str, tuple[tuple[Any, ...], np.dtype[Any]]]
+    len_k: int
+    causal: bool
+
+
+def _make_plan(
+    op: str,
+    q: tuple[Any, ...],  # shape and dtype, and so the next four
+    k: tuple[Any, ...],
+    v: tuple[Any, ...] | None,
+    slopes: tuple[Any, ...],
+    spans: tuple[Any, ...] | None,
+    scale: float | None,
+    causal: bool,
+    bias: str,
+    input_layout: str,
+    prune: bool,
+    threads: int | None,
+    isa: str | None,
+) -> _Plan:
+    """The plan of a call; TypeError or ValueError if it breaks a rule."""
+
+    def spec(shape_and_dtype: tuple[Any, ...] | None) -> contract.Spec | None:
+        if shape_and_dtype is None:
+            return None
+        shape, dtype = shape_and_dtype
+        return contract.Spec(tuple(shape), contract.dtype_name(dtype))
+
+    tensors = (q, k) if v is None else (q, k, v)
+    validate: Callable[..., contract.Signature] = (
+        contract.validate_weights if v is None else contract.validate_attention
+    )
+    call = validate(
+        *map(spec, tensors),
+        spec(slopes),
+        spec(spans),
+        op=op,
+        scale=scale,
+        causal=causal,
+        bias=bias,
+        input_layout=input_layout,
+        prune=prune,
+    )
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise contract.error("threads.range", op, got=repr(threads))
+    if isa is not None and isa not in _usable_isas():
+        raise contract.error("isa.choice", op, choices=_usable_isas(), got=repr(isa))
+    native = _native.Call(
+        scale=call.scale,
+        causal=call.causal,
+        signed_bias=call.bias == "signed",
+        prune=call.prune,
+        bsnd=call.input_layout == "BSND",
+        threads=threads or 0,
+        isa=isa,
+    )
+    rows = (call.batch, call.heads_q, call.len_q)
+    float32 = np.dtype(np.float32)
+    kinds = {
+        "q": q,
+        "k": k,
+        "p": ((*rows, call.len_k), q[1]),
+        "lse": (rows, float32),
+        "slopes": ((call.heads_q,), float32),
+    }
+    return _Plan(native, kinds, call.len_k or 0, call.causal)
+
+
+# `typed`, or causal=1 would pass after causal=True.
+_cached_plan = lru_cache(maxsize=4096, typed=True)(_make_plan)
+_fixed_slopes = lru_cache(maxsize=256, typed=True)(contract.fixed_slopes)
+
+
+class Call:
+    """One checked call: the arguments of an entry point in its order."""
+
+    def __init__(
+        self,
+        op: str,
+        q: Array,
+        k: Array,
+        v: Array | None,
+        slopes: Array | Sequence[float],
+        spans: Array | None,
+        scale: float | None,
+        causal: bool,
+        bias: str,
+        input_layout: str,
+        prune: bool,
+        threads: int | None,
+        isa: str | None,
+        weights: bool = False,  # there is no v
+    ) -> None:
+        self.op = op
+        for name, array in (("q", q), ("k", k), ("v", v)):
+            if not (isinstance(array, np.ndarray) or (weights and name == "v")):
+                contract.require_type(name, array, np.ndarray, op=op)
+        if not isinstance(slopes, np.ndarray):
+            slopes = np.array(_as_tuple(slopes, op), np.float32)
+        if spans is not None:
+            contract.require_type("spans", spans, np.ndarray, op=op)
+        arguments = (
+            op,
+            (q.shape, q.dtype),
+            (k.shape, k.dtype),
+            None if v is None else (v.shape, v.dtype),
+            (slopes.shape, slopes.dtype),
+            None if spans is None else (spans.shape, spans.dtype),
+            *(scale, causal, bias, input_layout, prune, threads, isa),
+        )
+        try:
+            self._plan = _cached_plan(*arguments)
+        except TypeError:  # a broken rule, or an argument without a hash, which breaks another rule
+            self._plan = _make_plan(*arguments)
+        if spans is not None:
+            spans = np.ascontiguousarray(spans)
+            contract.validate_spans_values(
+                spans.tolist(), self._plan.len_k, self._plan.causal, op=op
+            )
+        self._slopes = slopes
+        self._names = ["q", "k"] if v is None else ["q", "k", "v"]
+        # The arguments of the entry point, in its order.
+        self._arrays: list[Array | None] = [q, k] if v is None else [q, k, v]
+        self._arrays += [np.ascontiguousarray(slopes), spans]
+        self._names += ["slopes", "spans"]
+
+    def take(self, name: str, array: Array | None, kind: str, optional: bool = False) -> None:
+        """Adds an input."""
+        self._names.append(name)
+        if array is None and optional:
+            self._arrays.append(None)
+            return
+        if not isinstance(array, np.ndarray):
+            contract.require_type(name, array, np.ndarray, op=self.op)
+        assert array is not None
+        shape, dtype = self._plan.kinds[kind]
+        if array.shape != shape:
+            raise contract.error("array.shape", self.op, name=name, want=shape, shape=array.shape)
+        if array.dtype != dtype:
+            raise contract.error("array.dtype", self.op, name=name, want=dtype, got=array.dtype)
+        self._arrays.append(array if array.ndim == 4 else np.ascontiguousarray(array))
+
+    def make(self, name: str, given: Array | None, kind: str) -> Array:
+        """Adds a result and returns it: the array given, or a new one."""
+        if given is None:
+            result = np.empty(*self._plan.kinds[kind])
+            self._names.append(name)
+            self._arrays.append(result)
+            return result
+        self.take(name, given, kind)
+        if not given.flags.writeable:
+            raise contract.error("array.readonly", self.op, name=name)
+        if given.ndim < 4 and not given.flags.c_contiguous:
+            raise contract.error("array.contiguous", self.op, name=name, strides=given.strides)
+        return given
+
+    def make_all(self, kinds: dict[str, str], given: tuple[Array | None, ...] | None) -> Any:
+        """Adds the gradients and returns them, a tuple in the order of `kinds`."""
+        arrays = (None,) * len(kinds) if given is None else given
+        if not isinstance(arrays, tuple) or len(arrays) != len(kinds):
+            got = f"a tuple of {len(arrays)}" if isinstance(arrays, tuple) else repr(type(arrays))
+            names = ", ".join(kinds)
+            raise contract.error("grads.length", self.op, want=len(kinds), names=names, got=got)
+        pairs = zip(kinds.items(), arrays, strict=True)
+        return tuple(self.make(name, array, kind) for (name, kind), array in pairs)
+
+    def run(self, entry: Callable[..., tuple[int, int, int]], stats: Stats | None) -> None:
+        """Calls the entry point; raises for any status but "ok"."""
+        status, visited, allowed = entry(self._plan.native, *self._arrays)
+        if status:
+            raise self._complaint(status)
+        if stats is not None:
+            stats["tiles_visited"], stats["tiles_allowed"] = visited, allowed
+
+    def _complaint(self, status: int) -> Exception:
+        """What the entry point refused, in the words of the rules; nothing was computed."""
+        contract.validate_slopes_values(self._slopes.tolist(), op=self.op)
+        for name, array in zip(self._names, self._arrays, strict=True):
+            if array is not None and array.ndim == 4 and not _is_readable(array):
+                return contract.error(
+                    "array.strides",
+                    self.op,
+                    name=name,
+                    strides=array.strides,
+                    itemsize=array.itemsize,
+                )
+        return contract.error(_native.status_name(status), self.op)
+
+
+def _as_tuple(slopes: Any, op: str) -> tuple[float, ...]:
+    """Slopes given as a sequence of numbers, checked once for equal ones."""
+    try:
+        return _fixed_slopes(tuple(slopes) if isinstance(slopes, list) else slopes, op=op)
+    except TypeError:
+        return contract.fixed_slopes(slopes, op=op)
+
+
+def _is_readable(array: Array) -> bool:
+    """The one rule that memory has to keep: a contiguous last axis of aligned elements."""
+    item = array.itemsize
+    # NumPy leaves the strides of empty arrays and of axes of length 1 undefined.
+    steps = [step for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
+    last = array.strides[3] if array.shape[3] > 1 else item
+    strided = last == item and not any(step % item for step in steps) and array.flags.aligned
+    return array.size == 0 or strided
