@@ -90,6 +90,7 @@ class Signature:
     spans: bool  # whether there are any
     fixed_slopes: bool  # constants, rather than a tensor that may be trained
     order: str | None = None  # of the thirds of a packed projection
+    graph: bool = False  # compiled, rather than run as Python
 
 
 class _Sizes(NamedTuple):

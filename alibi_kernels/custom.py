@@ -5,8 +5,9 @@ operands and attributes they exchange with csrc/aot/bridge.cc are listed at the 
 Shapes and types are inferred in C++, so one compiled graph serves every length.
 
 What distinguishes two operators is fixed when they are made: a Custom takes a constant number of
-inputs, so whether there are spans is part of the operator, and fixed slopes are an attribute of it,
-where mixed precision cannot round them.
+inputs, so whether there are spans is part of the operator, and so are fixed slopes: an attribute,
+where mixed precision cannot round them, or, for kernels that read the memory of a device, a float32
+constant. Constants are not among the inputs that graphs cast, and PyNative mode casts nothing here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -41,6 +42,25 @@ class _Pair:
     results: int  # of the forward
 
 
+class Form(NamedTuple):
+    """What the operands of an operator are: tensors, then slopes, then spans, as far as present."""
+
+    tensors: int
+    results: int  # of the forward
+    slopes: bool  # whether they are an operand
+    trained: bool  # whether that operand gets a gradient
+    spans: bool
+
+    @property
+    def operands(self) -> int:
+        return self.tensors + self.slopes + self.spans
+
+    @property
+    def differentiated(self) -> int:
+        """The operands that get a gradient; they come first."""
+        return self.tensors + self.trained
+
+
 # name of the public function -> its operators
 _PAIRS = {
     "alibi_attention": _Pair("AlibiAttentionFwd", "AlibiAttentionBwd", 3, 2),
@@ -50,9 +70,10 @@ _PAIRS = {
 
 
 # Fields of a Signature that one operator serves all values of.
-_NOT_DISTINGUISHING: dict[str, Any] = {
+NOT_DISTINGUISHING: dict[str, Any] = {
     **dict.fromkeys(("batch", "heads_q", "heads_kv", "len_q", "len_k", "head_dim", "backend")),
     "dtype": "",
+    "graph": False,
 }
 
 
@@ -96,28 +117,40 @@ class _Operator(ops.Custom):
             return super().__call__(*operands)
 
 
-def build(library: Library, signature: Signature, slopes: Slopes, reference: Build) -> Run:
+def build(
+    library: Library,
+    signature: Signature,
+    slopes: Slopes,
+    reference: Build,
+    on_device: bool = False,
+) -> Run:
     """The operator of `library` for calls like `signature`.
 
-    slopes: fixed slopes, or None when they are an operand. reference: makes the same call in
-    differentiable operators; gradients of gradients come from there.
+    slopes: fixed slopes, or None when they are a tensor. reference: makes the same call in
+    differentiable operators; gradients of gradients come from there. on_device: whether the kernels
+    read device memory.
     """
-    return _build(library.path, replace(signature, **_NOT_DISTINGUISHING), slopes, reference)
+    plain = replace(signature, **NOT_DISTINGUISHING)
+    return _build(library.path, plain, slopes, reference, on_device)
 
 
 @lru_cache(maxsize=1024)
-def _build(library: str, signature: Signature, slopes: Slopes, reference: Build) -> Run:
+def _build(
+    library: str, signature: Signature, slopes: Slopes, reference: Build, on_device: bool
+) -> Run:
     pair = _PAIRS[signature.op]
-    attributes = _attributes(signature, slopes)
+    trained, has_spans, single = slopes is None, signature.spans, pair.results == 1
+    form = Form(pair.tensors, pair.results, trained or on_device, trained, has_spans)
+    has_slopes, floats = form.slopes, form.differentiated  # a graph cannot ask a Form
+    constant = Tensor(slopes, ms.float32) if on_device and not trained else None
+    attributes = _attributes(signature, slopes, on_device)
     forward = _Operator(library, pair.forward, attributes)
     backward = _Operator(library, pair.backward, attributes)
-    trained, has_spans, single = slopes is None, signature.spans, pair.results == 1
-    floats = pair.tensors + trained  # operands before the spans
 
     def run(tensors, slopes, spans):
         operands = tensors
-        if trained:
-            operands = (*operands, slopes)
+        if has_slopes:
+            operands = (*operands, slopes if constant is None else constant)
         if has_spans:
             operands = (*operands, spans)
         results = forward(*operands)
@@ -126,18 +159,15 @@ def _build(library: str, signature: Signature, slopes: Slopes, reference: Build)
     def bprop(args):
         inputs, results, gradients = args[:-2], args[-2], args[-1]
         grads = backward(*inputs, *results, *gradients)
-        if has_spans:
-            grads = (*grads, ops.zeros_like(inputs[-1]))
-        return grads
+        return (*grads, *[ops.zeros_like(x) for x in inputs[floats:]])
 
-    operands = floats + has_spans
-    forward.bprop = _with_arity(operands + 2, bprop)
-    again = _bprop_of_backward(pair, trained, has_spans, reference(signature, slopes))
-    backward.bprop = _with_arity(operands + 2 * pair.results + 2, again)
+    forward.bprop = _with_arity(form.operands + 2, bprop)
+    again = bprop_of_backward(form, reference(signature, slopes))
+    backward.bprop = _with_arity(form.operands + 2 * form.results + 2, again)
     return run
 
 
-def _bprop_of_backward(pair: _Pair, trained: bool, has_spans: bool, reference: Run) -> Any:
+def bprop_of_backward(form: Form, reference: Run) -> Callable[[tuple[Any, ...]], Any]:
     """Gradients of gradients: the backward operator differentiated as if it were the reference's.
 
     The operands of a backward are (operands of the forward, its results, their gradients). Its
@@ -146,16 +176,16 @@ def _bprop_of_backward(pair: _Pair, trained: bool, has_spans: bool, reference: R
     compiled graph, also in PyNative mode, where MindSpore 2.10 gets second derivatives of some
     built-in operators wrong.
     """
-    floats = pair.tensors + trained
-    operands = floats + has_spans
-    count = operands + pair.results  # arguments of inner: operands, gradients of the results
+    floats, operands = form.differentiated, form.operands
+    tensors, trained, has_spans, single = form.tensors, form.trained, form.spans, form.results == 1
+    count = operands + form.results  # arguments of inner: operands, gradients of the results
     wanted = tuple(range(floats)) + tuple(range(operands, count))
 
     def inner(args):
-        slopes = args[pair.tensors] if trained else None
-        spans = args[floats] if has_spans else None
-        results = reference(args[: pair.tensors], slopes, spans)
-        return dot((results,) if pair.results == 1 else results, args[operands:])
+        slopes = args[tensors] if trained else None
+        spans = args[operands - 1] if has_spans else None
+        results = reference(args[:tensors], slopes, spans)
+        return dot((results,) if single else results, args[operands:])
 
     inner_gradient = ms.grad(_with_arity(count, inner), tuple(range(floats)))
 
@@ -219,7 +249,7 @@ def _with_arity(count: int, inner: Callable[[tuple[Any, ...]], Any]) -> Callable
     return functions[count - 3]
 
 
-def _attributes(signature: Signature, slopes: Slopes) -> dict[str, Any]:
+def _attributes(signature: Signature, slopes: Slopes, on_device: bool) -> dict[str, Any]:
     """What csrc/aot/bridge.cc reads. No scale: head_dim ** -0.5, once head_dim is known."""
     attributes = {
         "scale": signature.scale,
@@ -229,6 +259,7 @@ def _attributes(signature: Signature, slopes: Slopes) -> dict[str, Any]:
         "prune": signature.prune,
         "order": signature.order,
         "has_spans": signature.spans,
-        "slopes": None if slopes is None else list(slopes),
+        "slopes": None if slopes is None or on_device else list(slopes),
+        "fixed_slopes": slopes is not None if on_device else None,
     }
     return {name: value for name, value in attributes.items() if value is not None}

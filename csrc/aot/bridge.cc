@@ -20,9 +20,10 @@
 //   AlibiPackedBwd     packed [slopes] [spans] out lse dout dlse    dpacked [dslopes]
 //
 // Attributes: causal, prune, has_spans (bool); bias, input_layout (string); scale (float; absent:
-// head_dim^-0.5); order (string; packed only); slopes (list of floats; absent: an operand, which
-// gets a gradient). An attribute lies in host memory, so a library whose kernels read device memory
-// takes its slopes as an operand. packed is [B, S, 3, H, D].
+// head_dim^-0.5); order (string; packed only); slopes (list of floats; absent: an operand);
+// fixed_slopes (bool; absent: false; true: the slopes operand is a constant, and has no gradient).
+// An attribute lies in host memory, so a library whose kernels read device memory takes fixed slopes
+// as such a constant. packed is [B, S, 3, H, D].
 //
 // A failure is thrown: the text of an exception reaches Python whole, a return code would not.
 #include "call.h"
@@ -47,7 +48,9 @@ void take_backward_rows(Call* call, AlibiAttentionBwdArgs* args) {
 
 // ---- Shape and type inference.
 
-bool slopes_are_trained(AotExtra* extra) { return !extra->HasAttr("slopes"); }
+bool slopes_are_trained(AotExtra* extra) {
+  return !extra->HasAttr("slopes") && !alibi::aot::has_fixed_slopes(extra);
+}
 bool heads_first(AotExtra* extra) { return extra->get_string("input_layout") == "BNSD"; }
 
 // The shapes of the first `count` inputs, which is what the gradients look like.

@@ -67,6 +67,7 @@ struct Attributes : AotKernelData {
   bool heads_first = false;  // "BNSD": [B, H, S, D]; otherwise "BSND": [B, S, H, D]
   bool has_spans = false;
   std::vector<float> slopes;      // fixed slopes; empty: they are an operand
+  bool trained_slopes = false;    // an operand that gets a gradient
   std::array<int64_t, 3> slot{};  // where q, k and v lie on axis 2 of a packed tensor
 };
 
@@ -75,6 +76,10 @@ inline bool one_of(AotExtra* extra, const char* name, const char* yes, const cha
   if (value != yes && value != no)
     fail(name, "expected \"" + std::string(yes) + "\" or \"" + no + "\", got \"" + value + "\"");
   return value == yes;
+}
+
+inline bool has_fixed_slopes(AotExtra* extra) {
+  return extra->HasAttr("fixed_slopes") && extra->get_bool("fixed_slopes");
 }
 
 inline int init(AotExtra* extra) {
@@ -87,6 +92,7 @@ inline int init(AotExtra* extra) {
   a->heads_first = one_of(extra, "input_layout", "BNSD", "BSND");
   a->has_spans = extra->get_bool("has_spans");
   if (extra->HasAttr("slopes")) a->slopes = extra->get_floats("slopes");
+  a->trained_slopes = a->slopes.empty() && !has_fixed_slopes(extra);
   if (extra->HasAttr("order")) {
     const std::string order = extra->get_string("order");
     std::string sorted = order;
@@ -155,7 +161,7 @@ class Call {
       args->spans = static_cast<const int32_t*>(take("spans", {problem_.batch, 3}, "int32"));
   }
   float* take_slope_gradient() {
-    return attributes_.slopes.empty() ? take_floats("dslopes", {problem_.heads_q}) : nullptr;
+    return attributes_.trained_slopes ? take_floats("dslopes", {problem_.heads_q}) : nullptr;
   }
 
   AlibiTensor take_rows(const char* name) {

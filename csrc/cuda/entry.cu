@@ -244,6 +244,11 @@ const char* alibi_build_info(void) {
       ALIBI_ABI_VERSION) ", " ALIBI_BUILT_WITH ", \"implementations\": [\"cuda-sm80\"]}";
 }
 
+// Whether a GPU can be used: "ok", or "device" with the reason in alibi_last_error(). Touches no
+// memory of the device.
+extern "C" ALIBI_EXPORT int32_t alibi_device_status(void);
+int32_t alibi_device_status(void) { return Call(nullptr).status(); }
+
 // What the last call of this thread that returned "device", "unsupported" or "out_of_memory" met,
 // in words; "" if it succeeded.
 extern "C" ALIBI_EXPORT const char* alibi_last_error(void);
