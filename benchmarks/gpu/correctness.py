@@ -30,6 +30,9 @@ PARTS = ("forward", "backward", "weights")
 ATTENTION = PARTS[:2]
 COLUMNS = ("check", "dtype", "prune", "what", "status", "seconds")
 
+# In the words of our library and of PyTorch: errors of the GPU that outlive the call.
+BROKEN = ('status "device"', "CUDA error")
+
 # Each head_dim that users have, with grouped heads, lengths that fill no tile and slopes that are
 # trained. Three blocks of rows and six tiles of keys, so that rings of tiles go round.
 HEAD_DIMS = tuple(
@@ -199,8 +202,8 @@ def main() -> int:
         start = time.monotonic()
         status = outcome(check, options.library, Arrays(memory, options.bare))
         rows.add((*check.key, status, f"{time.monotonic() - start:.2f}"))
-        if 'status "device"' in status:
-            return 3  # an error of the GPU outlives its call: the rest needs a new process
+        if any(words in status for words in BROKEN):
+            return 3  # the rest needs a new process
     return 0
 
 

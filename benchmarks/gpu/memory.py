@@ -47,13 +47,13 @@ class HostMemory:
 class TorchMemory:
     """PyTorch tensors on `device`, which may be "cpu"."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, own_stream: bool = True) -> None:
         import torch
 
         self._torch, self.device = torch, device
-        # A stream of its own, as MindSpore has: a kernel launched elsewhere would be noticed.
-        cuda = device.startswith("cuda")
-        self._stream = torch.cuda.Stream(device) if cuda else None
+        # A stream of its own, as MindSpore has, unless PyTorch is to time the calls.
+        self._cuda = device.startswith("cuda")
+        self._stream = torch.cuda.Stream(device) if self._cuda and own_stream else None
         self.stream = self._stream.cuda_stream if self._stream else 0
 
     def upload(self, block: Any) -> tuple[Any, int]:
@@ -70,13 +70,13 @@ class TorchMemory:
         return handle.cpu().numpy()
 
     def synchronize(self) -> None:
-        if self._stream is not None:
+        if self._cuda:
             self._torch.cuda.synchronize(self.device)
 
 
-def memory_on(device: str) -> HostMemory | TorchMemory:
-    """ "host": NumPy arrays; anything else is a PyTorch device."""
-    return HostMemory() if device == "host" else TorchMemory(device)
+def memory_on(device: str, own_stream: bool = True) -> HostMemory | TorchMemory:
+    """NumPy arrays on the "host"; anything else is a device of PyTorch."""
+    return HostMemory() if device == "host" else TorchMemory(device, own_stream)
 
 
 class Array:

@@ -11,7 +11,7 @@ kernels read device memory takes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,20 @@ class Calls:
         self.modes = [arrays.of(x.slopes)] if self.trained else []
         self.modes += [] if x.spans is None else [arrays.of(x.spans)]
 
-    def _run(self, symbol: str, inputs: Sequence[Array], dtypes: Sequence[Any]) -> list[Array]:
+    def bind(
+        self, symbol: str, inputs: Sequence[Array], dtypes: Sequence[Any]
+    ) -> tuple[Callable[[], None], list[Array]]:
+        """One operator on these inputs, and new outputs for it."""
         operator = Operator(self.library, symbol, self.attributes)
         operands = [x.operand for x in inputs]
         shapes = operator.output_shapes(operands)
         outputs = [self.arrays.empty(s, d) for s, d in zip(shapes, dtypes, strict=True)]
-        operator.bind(operands + [x.operand for x in outputs], self.arrays.memory.stream)()
+        every = operands + [x.operand for x in outputs]
+        return operator.bind(every, self.arrays.memory.stream), outputs
+
+    def _run(self, symbol: str, inputs: Sequence[Array], dtypes: Sequence[Any]) -> list[Array]:
+        run, outputs = self.bind(symbol, inputs, dtypes)
+        run()
         self.arrays.memory.synchronize()
         self.arrays.check_all()
         return outputs

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+ORIGIN = ("commit", "gpu", "driver")
+
 
 class Rows:
-    """A table whose first `keys` columns name a row. A row is on disk before the next begins."""
+    """A table whose first `keys` columns name a row. A row is on disk before the next begins.
+
+    Each row ends with where it comes from: fields of the machine.json beside the table.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], keys: int) -> None:
-        self.path, self.columns, self.keys = path, tuple(columns), keys
+        self.path, self.columns, self.keys = path, (*columns, *ORIGIN), keys
+        machine = path.with_name("machine.json")
+        facts = json.loads(machine.read_text()) if machine.exists() else {}
+        self._origin = [str(facts.get(name, "")) for name in ORIGIN]
         self._known: set[tuple[str, ...]] = set()
         if path.exists():
             with path.open(newline="") as file:
@@ -30,6 +39,7 @@ class Rows:
         return tuple(key) in self._known
 
     def add(self, row: Sequence[str]) -> None:
+        row = [*row, *self._origin]
         if len(row) != len(self.columns):
             raise ValueError(f"expected {len(self.columns)} fields, got {len(row)}: {row}")
         self._known.add(tuple(row[: self.keys]))

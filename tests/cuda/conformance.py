@@ -181,13 +181,16 @@ def arithmetic(document: Document) -> Document:
 
 
 def record(folder: Path, capability: str) -> dict[str, list[str]]:
-    """Runs what this GPU can run, e.g. "90", into `folder`; per program what differs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"sm80": run(build_cuda("sm80", capability, folder))}
-    model = run(build_model(folder))
+    """Runs what a GPU of this capability can run, into `folder`; per program what differs. Without
+    one ("") the model takes the GPU's place: a rehearsal, which is no golden data."""
+    build = ROOT / "build" / "conformance"
+    for path in (folder, build):
+        path.mkdir(parents=True, exist_ok=True)
+    model = run(build_model(build))
+    found = {"sm80": run(build_cuda("sm80", capability, build)) if capability else model}
     verdicts = {"sm80": differences(model, found["sm80"])}
     if capability == "90" and SM90_HEADER.exists():
-        found["sm90"] = run(build_cuda("sm90", "90a", folder))
+        found["sm90"] = run(build_cuda("sm90", "90a", build))
         verdicts["sm90"] = differences(found["sm90"], arithmetic(found["sm90"]))
     for name, document in found.items():
         text = json.dumps(document, indent=1, sort_keys=True)
@@ -201,10 +204,12 @@ def capability_of_the_gpu() -> str:
 
 
 def main() -> int:
-    if len(sys.argv) != 2 or not (shutil.which("nvcc") and shutil.which("nvidia-smi")):
-        print(f"{__doc__}\nneeds nvcc, nvidia-smi and a GPU", file=sys.stderr)
+    folder, rehearsal = Path(sys.argv[1]), "--model" in sys.argv
+    if not rehearsal and not (shutil.which("nvcc") and shutil.which("nvidia-smi")):
+        print("needs nvcc, nvidia-smi and a GPU; --model rehearses without", file=sys.stderr)
         return 2
-    verdicts = record(Path(sys.argv[1]), capability_of_the_gpu().replace(".", ""))
+    capability = "" if rehearsal else capability_of_the_gpu().replace(".", "")
+    verdicts = record(folder, capability)
     for name, found in verdicts.items():
         print(f"{name}: {'agrees' if not found else 'DIFFERS'}", *found, sep="\n  ")
     return int(any(verdicts.values()))

@@ -32,7 +32,9 @@ def test_the_model_does_what_a_gpu_did(model: Document) -> None:
     recorded = conformance.GOLDEN / "sm80.json"
     if not recorded.exists():
         pytest.skip("not recorded on a GPU yet; benchmarks/gpu/run_h200.sh records sm80.json")
-    assert differences(model, json.loads(recorded.read_text())) == []
+    document = json.loads(recorded.read_text())
+    assert document["platform"] == "cuda"
+    assert differences(model, document) == []
 
 
 def test_what_a_hopper_gpu_did_is_what_the_manual_says() -> None:
@@ -40,6 +42,7 @@ def test_what_a_hopper_gpu_did_is_what_the_manual_says() -> None:
     if not recorded.exists():
         pytest.skip("not recorded on a GPU yet; benchmarks/gpu/run_h200.sh records sm90.json")
     document = json.loads(recorded.read_text())
+    assert document["platform"] == "cuda"
     assert differences(document, conformance.arithmetic(document)) == []
 
 

@@ -1,0 +1,322 @@
+"""The one command that gathers what a GPU can show, rehearsed: steps, budget, crashes, tables."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import correctness, evidence, machine, peers, summary, timing
+from benchmarks.gpu.evidence import CORRECTNESS, TIMING, Run
+from benchmarks.gpu.rows import ORIGIN, Rows, read
+from tests.cuda.model import ROOT
+
+from cases import DECODE, FORWARD, TRAINING, Case  # isort: skip
+from providers import Prepared, Provider  # isort: skip
+from truth import Truth  # isort: skip
+
+SCRIPT = ROOT / "benchmarks" / "gpu" / "run_h200.sh"
+LIBRARY = ROOT / "alibi_kernels" / "_lib" / "libalibi_cpu.so"
+CASE = Case(TRAINING, 2, 2, 17, 17, 8, dtype="float32")
+
+needs_library = pytest.mark.skipif(
+    not LIBRARY.exists() or shutil.which("g++") is None, reason="needs libalibi_cpu.so and g++"
+)
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
+)
+
+
+def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    every = {**os.environ, "PYTHON": sys.executable, **environment}
+    command = ["bash", str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=every)
+
+
+# ---- the whole
+
+
+@needs_library
+def test_the_rehearsal_does_every_step_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "evidence"
+    done = run_script(str(out), "--rehearse", "--minutes", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {path.name for path in out.iterdir()}
+    tables = {"correctness.csv", "sanitizer.csv", "timing.csv"}
+    assert names == tables | {"machine.json", "sm80.json", "summary.txt", "log.txt"}
+    rows = read(out / "correctness.csv")
+    assert len(rows) == len(list(correctness.quick()))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["tool"] for row in read(out / "sanitizer.csv")} == set(evidence.SANITIZERS)
+    times = read(out / "timing.csv")
+    providers = {p.name for p in peers.providers("cpu")} | {"ours, dense", "ours, pruned"}
+    assert len(times) == len(providers) * len(list(timing.rehearsal_cases()))
+    assert {row["provider"] for row in times} == providers
+    ours = [row for row in times if row["provider"].startswith("ours")]
+    assert {row["status"] for row in ours} == {"ok"}
+    assert all(float(row["median_ms"]) > 0 for row in ours)
+    assert all(row["status"] and (row["median_ms"] or row["status"] != "ok") for row in times)
+    facts = json.loads((out / "machine.json").read_text())
+    assert {row["commit"] for row in rows + times} == {facts["commit"]}
+    before = {name: (out / name).read_text() for name in tables}
+    assert run_script(str(out), "--rehearse").returncode == 0
+    assert before == {name: (out / name).read_text() for name in tables}
+    assert "a rehearsal without a GPU" in (out / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--no-such",), "unknown option --no-such"), (("--help",), "--rehearse runs the same")],
+)
+def test_the_script_explains_itself(arguments: tuple[str, ...], words: str) -> None:
+    done = run_script(*arguments)
+    assert words in done.stdout + done.stderr
+    assert done.returncode == (0 if "--help" in arguments else 2)
+
+
+def test_a_python_without_numpy_is_named() -> None:
+    done = run_script(PYTHON="false")
+    assert done.returncode == 2
+    assert "false has no numpy; PYTHON names another" in done.stderr
+
+
+# ---- steps that fail
+
+
+def a_run(out: Path, **more: Any) -> Run:
+    out.mkdir(exist_ok=True)
+    values = {"library": LIBRARY, "device": "host", "rehearse": True, **more}
+    return Run(out, time.monotonic() + 60, **values)
+
+
+CHECK = next(correctness.checks())
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "line", "key"),
+    [
+        ("correctness", CORRECTNESS, " ".join(CHECK.key), CHECK.key),
+        ("timing", TIMING, "a case | a peer", ("a case", "a peer")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("status", "words"), [(-11, "crashed: exit status -11"), (None, "hung; it was ended")]
+)
+def test_a_worker_that_dies_costs_one_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, keys: Any, line: str, key: Any,
+    status: int | None, words: str,
+) -> None:  # fmt: skip
+    answers = iter([(status, f"{line}\nSegmentation fault\n"), (evidence.RESTART, ""), (0, "")])
+    monkeypatch.setattr(evidence, "run_process", lambda *_: next(answers))
+    evidence.work(a_run(tmp_path), name, [], 10, keys)
+    (row,) = read(tmp_path / f"{name}.csv")
+    assert tuple(row.values())[: len(key)] == tuple(key)
+    assert row["status"] == words
+    assert next(answers, None) is None  # it went on, twice
+
+
+def test_a_worker_that_never_begins_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = []
+    monkeypatch.setattr(evidence, "run_process", lambda *a: (calls.append(a), (1, "no module"))[1])
+    evidence.work(a_run(tmp_path), "timing", [], 10, TIMING)
+    assert len(calls) == 1
+    assert "no module" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    begin = time.monotonic()
+    status, output = evidence.run_process(["bash", "-c", "echo begun; sleep 60"], 1.0)
+    assert (status, output) == (None, "begun\n")
+    assert time.monotonic() - begin < 20
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("shift 4; \"$@\"; echo '========= ERROR SUMMARY: 0 errors'", "ok"),
+        ("echo '========= ERROR SUMMARY: 3 errors'; exit 99", "failed"),
+        ("echo Device not supported", "failed"),
+    ],
+    ids=["clean", "errors", "refused"],
+)
+def test_the_verdict_of_a_sanitizer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, status: str
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/bash\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(evidence, "SANITIZERS", ("memcheck",))
+    evidence.sanitize(a_run(tmp_path / "out"), 60)
+    (row,) = read(tmp_path / "out" / "sanitizer.csv")
+    assert row["status"] == status, row
+    count = len(list(correctness.sanitizer())) if status == "ok" else 0
+    assert row["detail"].startswith(f"{count} checks")
+
+
+def test_results_of_two_machines_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = machine.write(tmp_path, "abc")
+    assert facts["commit"] == "abc"
+    assert machine.write(tmp_path, "abc") == facts
+    monkeypatch.setattr(machine, "gpu", lambda: {"gpu": "Another", "driver": "1"})
+    with pytest.raises(ValueError, match=r"holds results with gpu '.*', now it is 'Another'; give"):
+        machine.write(tmp_path)
+
+
+def test_rows_say_where_they_come_from(tmp_path: Path) -> None:
+    origin = {"commit": "abc", "gpu": "A GPU", "driver": "580"}
+    (tmp_path / "machine.json").write_text(json.dumps(origin))
+    Rows(tmp_path / "t.csv", ("a", "b"), keys=1).add(("1", "2"))
+    assert read(tmp_path / "t.csv") == [{"a": "1", "b": "2", **origin}]
+    assert tuple(origin) == ORIGIN
+
+
+# ---- timing
+
+
+def _provider(name: str, prepare: Any) -> Provider:
+    return Provider(name, "peer", "numpy", prepare, lambda case: [], "")
+
+
+def _right(case: Case) -> dict[str, Any]:
+    """Every head and batch item; Truth computes the first and the last of the first item."""
+    values = Truth(case, case.inputs()).values
+    return {n: np.broadcast_to(x, (case.batch, *x.shape)).copy() for n, x in values.items()}
+
+
+@pytest.mark.parametrize("name", ["out", "dq", "dk", "dv"])
+def test_a_wrong_result_is_refused(name: str) -> None:
+    truth, outputs = Truth(CASE, CASE.inputs()), _right(CASE)
+    assert timing.verdict(CASE, truth, outputs)[0] == "ok"
+    right = outputs.pop(name)
+    assert timing.verdict(CASE, truth, outputs)[0] == f"did not return {name}"
+    outputs[name] = right * 1.01
+    assert timing.verdict(CASE, truth, outputs)[0].startswith(f"wrong result: {name} is off by 1.0")
+    outputs[name] = np.where(np.arange(right.size).reshape(right.shape) == 3, np.nan, right)
+    assert timing.verdict(CASE, truth, outputs)[0].startswith(f"wrong result: {name} is off by nan")
+
+
+def options(**more: Any) -> Namespace:
+    return Namespace(**{"device": "host", "rounds": 4, "per_case": 1.0, **more})
+
+
+def test_only_who_is_right_is_timed_and_everyone_has_a_row(tmp_path: Path) -> None:
+    order = []
+
+    def prepared(name: str, outputs: Any) -> Any:
+        return lambda case, inputs: Prepared(lambda: order.append(name), lambda: outputs(case))
+
+    def fails(case: Case, inputs: Any) -> Any:
+        raise NotImplementedError("no such\n kernel")
+
+    everyone = [
+        _provider("first", prepared("first", _right)),
+        _provider(
+            "wrong", prepared("wrong", lambda case: {n: -x for n, x in _right(case).items()})
+        ),
+        _provider("fails", fails),
+        _provider("second", prepared("second", _right)),
+    ]
+    rows = Rows(tmp_path / "timing.csv", timing.COLUMNS, keys=2)
+    assert timing.measure_case(CASE, everyone, rows, options())
+    found = {row["provider"]: row for row in read(rows.path)}
+    assert list(found) == ["first", "wrong", "fails", "second"]
+    assert found["fails"]["status"] == "NotImplementedError: no such kernel"
+    assert found["wrong"]["status"].startswith("wrong result")
+    assert not found["wrong"]["median_ms"]
+    assert found["second"]["samples"] == "4"
+    assert order == ["first", "second"] * 5  # in turns, after one call each that is not timed
+
+
+def test_a_broken_context_ends_the_process_but_not_the_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(self: timing.Timer) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    rows = Rows(tmp_path / "timing.csv", timing.COLUMNS, keys=2)
+    one = _provider("one", lambda case, inputs: Prepared(lambda: None, lambda: _right(case)))
+    with monkeypatch.context() as patch:
+        patch.setattr(timing.Timer, "synchronize", broken)
+        assert not timing.measure_case(CASE, [one], rows, options())
+    assert "illegal memory access" in read(rows.path)[0]["status"]
+
+
+def test_work_is_counted_by_one_formula() -> None:
+    forward, training = (Case(mode, 2, 16, 1024, 1024, 128) for mode in (FORWARD, TRAINING))
+    assert timing.work(forward) == 4 * 2 * 16 * 1024 * 1024 * 128 / 2
+    assert timing.work(training) == 2.5 * timing.work(forward)
+    assert timing.work(Case(FORWARD, 1, 1, 64, 64, 8, causal=False)) == 4 * 64 * 64 * 8
+    assert Case(DECODE, 3, 2, 1, 100, 64, dtype="bfloat16").cache_bytes == 2 * 3 * 2 * 100 * 64 * 2
+
+
+def test_cases_have_names_of_their_own_and_the_bar_comes_first() -> None:
+    cases = list(timing.gpu_cases())
+    assert len({timing.label(case) for case in cases}) == len(cases)
+    assert [timing.label(case) for case in cases[:2]] == [
+        "forward-causal-bfloat16-b1h16s16384d128",
+        "training-causal-bfloat16-b1h16s16384d128",
+    ]
+
+
+def test_peers_that_need_the_bias_in_memory_have_a_limit() -> None:
+    long = timing.square(FORWARD, 64, 131072)
+    reasons = {p.name: p.unsupported(long) for p in peers.providers("cpu")}
+    assert reasons["torch SDPA, cuDNN"] == ["the bias alone would need 1100 GB"]
+    assert reasons["cuDNN frontend"] == []
+
+
+@needs_torch
+@pytest.mark.parametrize("mode", [FORWARD, TRAINING, DECODE])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_bias_in_memory_is_right(mode: str, causal: bool) -> None:
+    case = Case(mode, 2, 4, 1 if mode == DECODE else 33, 33, 16, causal=causal)
+    prepared = peers._sdpa(case, case.inputs(), "cpu", backend="MATH")
+    assert timing.verdict(case, Truth(case, case.inputs()), prepared.outputs())[0] == "ok"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+@needs_torch
+@pytest.mark.parametrize("mode", [FORWARD, TRAINING])
+def test_jax_is_asked_the_right_question(mode: str) -> None:
+    case = Case(mode, 2, 2, 33, 33, 16)
+    prepare = partial(peers._jax, implementation="xla")
+    outputs = prepare(case, case.inputs(), "cpu").outputs()
+    assert timing.verdict(case, Truth(case, case.inputs()), outputs)[0] == "ok"
+
+
+def test_the_summary_names_the_best_peer_and_every_failure(tmp_path: Path) -> None:
+    machine.write(tmp_path, "abc")
+    times = {"ours, dense": "2.0", "ours, pruned": "0.5", "A": "3.0", "B": "1.0", "C": ""}
+    table = Rows(tmp_path / "timing.csv", timing.COLUMNS, keys=2)
+    for name, median in times.items():
+        fields = {"case": "x", "provider": name, "median_ms": median, "tflops": "7"}
+        fields["status"] = "ok" if median else "no such peer"
+        table.add([fields.get(column, "") for column in timing.COLUMNS])
+    table = Rows(tmp_path / "correctness.csv", correctness.COLUMNS, keys=4)
+    table.add(("a", "float16", "True", "forward", "ok", "1"))
+    table.add(("b", "float16", "True", "backward", "AssertionError: dq", "1"))
+    text = summary.of(tmp_path)
+    assert "correctness: 1 of 2 ok\n  b float16 backward: AssertionError: dq\n" in text
+    assert "ours, dense: 0.50 times as fast as B" in text
+    assert "ours, pruned: 2.00 times as fast as B" in text
+    assert "1 x no such peer" in text
+    with (tmp_path / "correctness.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 3
