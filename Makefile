@@ -52,9 +52,9 @@ format: .venv/tools ## rewrite the sources in the house style
 types: .venv/tools ## mypy on both packages
 	$(BIN)/mypy
 
-bench: build .venv/bench ## the benchmark against other implementations, into benchmarks/results and docs/performance.md
+bench: build .venv/bench ## the benchmark against other implementations, 45 minutes; BENCH="--ggml PATH", "--suites a,b", "--resume"
 	$(BIN)/cmake -S . -B build -DALIBI_WITH_BENCH=ON && $(BIN)/cmake --build build --target alibi_ceilings
-	$(BIN)/python benchmarks/run.py && $(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/run.py $(BENCH) && $(BIN)/python benchmarks/report.py
 
 docs: build ## fill the README's table of measurements from the last `make demo`
 	$(BIN)/python docs/fill_readme.py

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
 import statistics
@@ -42,39 +41,62 @@ class Timing:
 
 
 def interleave(
-    runs: dict[str, Run], min_samples: int, max_seconds: float, rest: float = 0.004
-) -> dict[str, Timing]:
+    runs: dict[str, Run],
+    samples: int,
+    max_seconds: float,
+    mark: Callable[[str], object] = lambda name: None,
+    rest: float = 0.004,
+) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Times every run in turn, A B C A B C, so that a slow minute of the machine hits all of them
-    alike.
+    alike. Returns the timings, and what was raised by those that failed.
 
     Each sample is one call after one untimed call of the same provider (its caches and threads are
-    then as in a loop of its own); calls longer than 50 ms skip the untimed one. A provider gets
-    `min_samples` samples, fewer only when they would take more than its share of `max_seconds`, and
-    never fewer than 3. `rest` seconds between providers let the spinning worker threads of the
-    previous one fall asleep.
+    then as in a loop of its own); calls longer than 50 ms need no such help. A provider gets
+    `samples` samples, or what fits into its part of `max_seconds`: those who are done leave their
+    time to the others. It gets 3 where they fit into twice its part, and always one. `rest` seconds
+    between providers let the spinning worker threads of the previous one fall asleep.
     """
-    samples: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    failures: dict[str, Exception] = {}
     spent = dict.fromkeys(runs, 0.0)
-    share = max_seconds / max(1, len(runs))
+
+    def wants(name: str) -> bool:
+        return name not in failures and len(times[name]) < samples
+
+    def may(name: str) -> bool:
+        """Whether one more sample fits into the provider's part of the time."""
+        taken = sum(seconds for other, seconds in spent.items() if not wants(other))
+        part = (max_seconds - taken) / sum(map(wants, runs))
+        after = spent[name] * (1 + 1 / max(1, len(times[name])))
+        return not times[name] or after <= part * (2 if len(times[name]) < 3 else 1)
+
     gc.collect()
     gc.disable()
     try:
-        for _ in range(min_samples):
-            for name, run in runs.items():
-                if len(samples[name]) >= 3 and spent[name] > share:
-                    continue
+        while turn := [name for name in runs if wants(name) and may(name)]:
+            for name in turn:
+                mark(name)
                 time.sleep(rest)
                 begin = time.perf_counter()
-                if not samples[name] or samples[name][-1] < 0.05:
-                    run()
-                start = time.perf_counter()
-                run()
-                end = time.perf_counter()
-                samples[name].append(end - start)
-                spent[name] += end - begin
+                try:
+                    times[name].append(_sample(runs[name]))
+                except Exception as error:  # a provider that breaks must not end the run
+                    failures[name] = error
+                spent[name] += time.perf_counter() - begin
     finally:
         gc.enable()
-    return {name: Timing.of(values) for name, values in samples.items()}
+    return {n: Timing.of(t) for n, t in times.items() if n not in failures}, failures
+
+
+def _sample(run: Run) -> float:
+    """Seconds of one call; a short one is called twice, and the second counts."""
+    for _ in range(2):
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        if seconds > 0.05:
+            break
+    return seconds
 
 
 class Ceilings:
@@ -172,7 +194,3 @@ def commit() -> str:
         if "benchmarks/results/" not in line
     ]
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
-
-
-def describe(mapping: dict[str, str]) -> str:
-    return json.dumps(mapping, sort_keys=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from cases import FORWARD, TRAINING, Case
-from providers import Arrays, Prepared, Provider
+from providers import SETTLING_CALLS, Arrays, Prepared, Provider
 from truth_model import INPUT_GRADIENT, gradient_of
 
 
@@ -104,10 +104,6 @@ def _both(*shape: int, **sizes: int) -> list[Case]:
 # The default ALiBiConfig with a batch of 8 at its max_len, and a model of the size of GPT-2 small.
 CASES = _both(8, 8, 256, 32, layers=6) + _both(1, 12, 1024, 64, layers=12, expansion=4)
 LAYER_CASES: list[Case] = [replace(case, layers=1) for case in CASES if isinstance(case, ModelCase)]
-
-# Calls before the clock runs: for some thirty launches of a graph MindSpore tries how many threads
-# each of its kernels likes best.
-SETTLING_CALLS = 36
 
 
 def _transformer(case: Case, inputs: Arrays, fused: bool) -> Any:
@@ -220,7 +216,8 @@ def _attention(case: Case, inputs: Arrays) -> Prepared:
 
 def _row(name: str, kind: str, note: str, *, fused: bool, graph: bool) -> Provider:
     prepare = partial(_mindspore, fused=fused, graph=graph)
-    return Provider(name, kind, "mindspore", prepare, lambda case: [], note)
+    settling_calls = SETTLING_CALLS if graph else 0
+    return Provider(name, kind, "mindspore", prepare, lambda case: [], note, settling_calls)
 
 
 FUSED = "ALiBiTransformer, fused (jit)"
@@ -230,7 +227,9 @@ KERNEL = "its attention kernel alone"
 
 LAYER_PROVIDERS = [
     _row(LAYER, "ours", "norms, projection, attention, GELU", fused=True, graph=True),
-    Provider(PRODUCTS, "yardstick", "mindspore", _products, lambda case: [], "nn.Dense"),
+    Provider(
+        PRODUCTS, "yardstick", "mindspore", _products, lambda case: [], "nn.Dense", SETTLING_CALLS
+    ),
     Provider(
         KERNEL, "yardstick", "alibi_kernels.native", _attention, lambda case: [], "packed, pruned"
     ),

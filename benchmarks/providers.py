@@ -18,15 +18,20 @@ from cases import Case
 
 Arrays = dict[str, np.ndarray]
 
+# Calls before the clock runs, of what MindSpore compiles: for some thirty launches of a graph it
+# tries how many threads each of its kernels likes best.
+SETTLING_CALLS = 36
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A call ready to be timed. `outputs()` runs it and returns float32 arrays [B, H, S, D]: out,
-    and in training dq, dk, dv.
+    and in training dq, dk, dv. `kept()` is the share of the key tiles that pruning leaves.
     """
 
     run: Callable[[], object]
     outputs: Callable[[], Arrays]
+    kept: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Provider:
     prepare: Callable[[Case, Arrays], Prepared]
     unsupported: Callable[[Case], list[str]]
     note: str
+    settling_calls: int = 0  # before the clock runs
+    unit: str | None = None  # the ceiling that it is held to, where that is not the case's own
 
     def reasons_against(self, case: Case) -> list[str]:
         """Why this provider cannot run `case`; empty when it can."""
@@ -52,18 +59,27 @@ class Provider:
 
     @property
     def version(self) -> str:
+        """Of the distribution: a submodule has the version of its package."""
         try:
-            return str(getattr(importlib.import_module(self.package), "__version__", "?"))
+            importlib.import_module(self.package)
+            root = importlib.import_module(self.package.partition(".")[0])
         except ImportError:
             return "absent"
+        return str(getattr(root, "__version__", "?"))
 
 
 def all_providers() -> list[Provider]:
     """Every provider, ours first; the modules below import their libraries only when a case is
     prepared.
     """
+    import peers_ggml
     import providers_ours
     import providers_runtimes
     import providers_torch
 
-    return [*providers_ours.PROVIDERS, *providers_runtimes.PROVIDERS, *providers_torch.PROVIDERS]
+    return [
+        *providers_ours.PROVIDERS,
+        *providers_runtimes.PROVIDERS,
+        *peers_ggml.PROVIDERS,
+        *providers_torch.PROVIDERS,
+    ]

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cases import DECODE, Case
+from cases import DECODE, Case, numpy_dtype
 from peers_common import INFERENCE, dense_bias, limits
 from providers import Arrays, Prepared, Provider
 
 _OPENVINO_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_NUMPY_TYPES = {short: numpy_dtype(name) for name, short in _OPENVINO_TYPES.items()}
 _PAGE = 32  # rows of a cache block of the CPU plugin
 
 
@@ -85,47 +86,55 @@ def _paged_model(case: Case) -> Any:
     return Model([op.result(node.output(0))], parameters)
 
 
+def _blocks(case: Case, array: np.ndarray, pages: int, dtype: type) -> np.ndarray:
+    """A cache of the CPU plugin with the rows of `array`: [B * pages, H, rows of a block, D]."""
+    cache = np.zeros((case.batch, pages, case.heads, _PAGE, case.head_dim), dtype)
+    if case.mode == DECODE:
+        for page in range(pages):
+            rows = array[:, :, page * _PAGE : (page + 1) * _PAGE]
+            cache[:, page, :, : rows.shape[2]] = rows
+    return cache.reshape(-1, case.heads, _PAGE, case.head_dim)
+
+
 def _paged(case: Case, inputs: Arrays) -> Prepared:
-    """Prefill: all tokens at once. Decode: the cache is filled by a prefill first, then one token
-    is computed again.
+    """Prefill: all tokens at once. Decode: the cache holds all keys but the last, whose token is
+    computed.
     """
     import openvino as ov
 
     compiled = _openvino_compile(_paged_model(case), case)
     request = compiled.create_infer_request()
     pages = -(-case.keys // _PAGE)
-    for port in compiled.inputs[3:5]:
-        shape = [case.batch * pages, *(d.get_length() for d in list(port.get_partial_shape())[1:])]
-        request.set_tensor(port, ov.Tensor(port.get_element_type(), ov.Shape(shape)))
+    caches = []
+    for name, port in zip("kv", compiled.inputs[3:5], strict=True):
+        # On CPUs without float16 arithmetic the plugin keeps a bfloat16 cache instead.
+        kind = port.get_element_type()
+        cache = _blocks(case, inputs[name], pages, _NUMPY_TYPES[kind.get_type_name()])
+        # The tensor of a type that NumPy has not is made over the bits.
+        bits = cache.view(np.uint16) if kind == ov.Type.bf16 else cache
+        request.set_tensor(port, ov.Tensor(bits, ov.Shape(cache.shape), kind))
+        caches.append(cache)
 
     def tokens(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(
             -1, case.heads * case.head_dim
         )
 
-    def feed(q: np.ndarray, k: np.ndarray, v: np.ndarray, past: int) -> None:
-        count = q.shape[0] // case.batch
-        integers = {
-            "past_lens": np.full(case.batch, past),
-            "subsequence_begins": np.arange(case.batch + 1) * count,
-            "block_indices": np.arange(case.batch * pages),
-            "block_indices_begins": np.arange(case.batch + 1) * pages,
-        }
-        for name, array in {"q": q, "k": k, "v": v}.items():
-            request.set_tensor(name, ov.Tensor(array))
-        for name, array in integers.items():
-            request.set_tensor(name, ov.Tensor(array.astype(np.int32)))
-
-    q, k, v = (tokens(inputs[n]) for n in "qkv")
-    if case.mode == DECODE:
-        feed(np.zeros_like(k[:-1]), k[:-1].copy(), v[:-1].copy(), 0)
-        request.infer()
-        feed(q, k[-1:].copy(), v[-1:].copy(), case.keys - 1)
-    else:
-        feed(q, k, v, 0)
+    new = {n: tokens(inputs[n][:, :, -case.queries :]) for n in "qkv"}
+    integers = {
+        "past_lens": np.full(case.batch, case.keys - case.queries),
+        "subsequence_begins": np.arange(case.batch + 1) * case.queries,
+        "block_indices": np.arange(case.batch * pages),
+        "block_indices_begins": np.arange(case.batch + 1) * pages,
+    }
+    for name, array in new.items():
+        request.set_tensor(name, ov.Tensor(array))
+    for name, array in integers.items():
+        request.set_tensor(name, ov.Tensor(array.astype(np.int32)))
 
     def outputs() -> Arrays:
         request.infer()
+        assert caches  # the request reads them where they are
         flat = np.array(request.get_output_tensor(0).data, np.float32)
         shape = (case.batch, case.queries, case.heads, case.head_dim)
         return {"out": flat.reshape(shape).transpose(0, 2, 1, 3)}

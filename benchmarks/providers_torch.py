@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from cases import TRAINING, Case
+from cases import DECODE, TRAINING, Case
 from peers_common import INFERENCE, dense_bias, first_position, limits
 from providers import Arrays, Prepared, Provider
 
@@ -64,12 +64,18 @@ def _sdpa_columns(case: Case) -> Attend:
     positions = torch.arange(case.keys, dtype=torch.float32) - (case.keys - 1)
     k_column = positions.to(dtype)[None, None, :, None].expand(case.batch, case.heads, -1, 1)
 
+    def widen(k: Any, v: Any) -> tuple[Any, Any]:
+        return torch.cat((k, k_column), dim=-1), pad(v, (0, 1))
+
+    if case.mode == DECODE:
+        widen = cache(widen)  # a model would keep its cache so
+
     def attend(q: Any, k: Any, v: Any) -> Any:
         wide_q = torch.cat((q, q_column), dim=-1)
-        wide_k = torch.cat((k, k_column), dim=-1)
+        wide_k, wide_v = widen(k, v)
         causal = case.causal and case.queries > 1
         out = scaled_dot_product_attention(
-            wide_q, wide_k, pad(v, (0, 1)), is_causal=causal, scale=case.scale
+            wide_q, wide_k, wide_v, is_causal=causal, scale=case.scale
         )
         return out[..., : case.head_dim]
 

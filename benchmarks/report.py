@@ -9,23 +9,32 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import targets
 from layouts import BNSD
 from models import FUSED, KERNEL, LAYER, PRODUCTS
 from overhead import EAGER, GRAPH
+from tables import (
+    FEW_SAMPLES,
+    OURS,
+    PRUNED,
+    Row,
+    best_peer,
+    by_case,
+    column,
+    grid,
+    over_best_peer,
+    unique,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "performance.md"
 IMAGES = REPOSITORY / "docs" / "images"
-
-Row = dict[str, str]
-OURS = "alibi-kernels dense"
-PRUNED = "alibi-kernels pruned"
 
 TITLES = {
     "forward": "Forward, causal, float32",
@@ -37,67 +46,52 @@ TITLES = {
     "decode": "Decode: one query against a cache of S keys, 32 heads, head_dim 128",
     "threads": "One and two threads",
     "small": "A problem of microseconds",
+    "growth": "Growth with the length: forward, causal, float32",
+    "growth-decode": "Decode against the cache length: 32 heads, head_dim 128",
 }
+
+TARGETS_TEXT = (
+    "Computed from the raw data by `benchmarks/targets.py`. Dense kernels read every key, as the "
+    "peers do; values that miss are bold."
+)
 
 
 def newest() -> Path:
-    runs = sorted(RESULTS.glob("*/*.csv"), key=lambda p: p.stem)
+    # Other programs' tables lie beside the runs.
+    runs = sorted(RESULTS.glob("*/????-??-??-*.csv"), key=lambda p: p.stem)
     if not runs:
         sys.exit("no results yet: run `make bench` first")
     return runs[-1]
 
 
-def column(row: Row) -> str:
-    """Head of a table column: the sizes of a case."""
-    if row["mode"] == "decode":
-        return f"{row['dtype']} S={row['keys']}"
-    sizes = f"({row['batch']},{row['heads']},{row['queries']},{row['head_dim']})"
-    return f"{row['mode']} {sizes} t={row['threads']}" if row["suite"] == "threads" else sizes
-
-
-def unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
 def cell(row: Row | None) -> str:
     if row is None or not row["median_ms"]:
         return "-"
-    return f"{float(row['median_ms']):.4g} ({100 * float(row['fraction_of_floor']):.0f}%)"
-
-
-def best_peer(rows: list[Row]) -> Row | None:
-    timed = [r for r in rows if r["kind"] == "peer" and r["median_ms"]]
-    return min(timed, key=lambda r: float(r["median_ms"]), default=None)
+    few = "\\*" if int(row["samples"]) < FEW_SAMPLES else ""
+    return f"{float(row['median_ms']):.4g}{few} ({100 * float(row['fraction_of_floor']):.0f}%)"
 
 
 def ratio(rows: list[Row], name: str) -> str:
-    """How many times faster `name` is than the best peer of the column."""
-    ours = next((r for r in rows if r["provider"] == name and r["median_ms"]), None)
-    peer = best_peer(rows)
-    if ours is None or peer is None:
-        return "-"
-    return f"**{float(peer['median_ms']) / float(ours['median_ms']):.2f}x**"
+    times = over_best_peer(rows, name)
+    return "-" if times is None else f"**{times:.2f}x**"
 
 
 def table(rows: list[Row]) -> list[str]:
     """Median milliseconds (fraction of the floor) by provider and case, ours against the best peer
     below.
     """
-    columns = unique(r["case"] for r in rows)
-    by_case = {c: [r for r in rows if r["case"] == c] for c in columns}
-    heads = [column(by_case[c][0]) for c in columns]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    floors = [next((r["floor_ms"] for r in by_case[c] if r["floor_ms"]), "-") for c in columns]
-    lines.append("| floor | " + " | ".join(floors) + " |")
+    cases = list(by_case(rows).values())
+    floors = [next((r["floor_ms"] for r in case if r["floor_ms"]), "-") for case in cases]
+    lines = {"floor": floors}
     for name in unique(r["provider"] for r in rows):
-        found = [next((r for r in by_case[c] if r["provider"] == name), None) for c in columns]
+        found = [next((r for r in case if r["provider"] == name), None) for case in cases]
         if any(r is not None and r["median_ms"] for r in found):
-            lines.append(f"| {name} | " + " | ".join(cell(r) for r in found) + " |")
+            lines[name] = [cell(r) for r in found]
     for name, label in ((OURS, "dense"), (PRUNED, "pruned")):
-        ratios = [ratio(by_case[c], name) for c in columns]
+        ratios = [ratio(case, name) for case in cases]
         if any(r != "-" for r in ratios):
-            lines.append(f"| best peer / {label} | " + " | ".join(ratios) + " |")
-    return lines
+            lines[f"best peer / {label}"] = ratios
+    return grid("", [column(case[0]) for case in cases], lines)
 
 
 def absences(rows: list[Row]) -> list[str]:
@@ -133,29 +127,29 @@ def growth_plot(rows: list[Row], names: list[str], path: Path, title: str, axis:
     plt.close(figure)
 
 
-def plots(rows: list[Row]) -> list[str]:
-    lines = []
-    growth = [r for r in rows if r["suite"] == "growth"]
-    decode = [r for r in rows if r["suite"] == "growth-decode"]
-    if growth:
-        peer = best_peer([r for r in growth if r["queries"] == "8192"])
-        names = [OURS, PRUNED] + ([peer["provider"]] if peer else [])
-        title = "Forward, causal, float32, 8 heads, head_dim 64"
-        growth_plot(growth, names, IMAGES / "growth.png", title, "sequence length")
-        lines += ["## Growth with the length", "", "![growth](images/growth.png)", ""]
-    if decode:
-        peer = best_peer([r for r in decode if r["keys"] == "32768"])
-        names = [OURS, PRUNED] + ([peer["provider"]] if peer else [])
-        title = "Decode, float32, 32 heads, head_dim 128"
-        growth_plot(decode, names, IMAGES / "decode.png", title, "keys in the cache")
-        lines += ["## Decode against the cache length", "", "![decode](images/decode.png)", ""]
-    return lines
+# suite -> the length at which the best peer is chosen, the file, the title, the axis
+PLOTS = {
+    "growth": (
+        "8192",
+        "growth.png",
+        "Forward, causal, float32, 8 heads, head_dim 64",
+        "sequence length",
+    ),
+    "growth-decode": (
+        "32768",
+        "decode.png",
+        "Decode, float32, 32 heads, head_dim 128",
+        "keys in the cache",
+    ),
+}
 
 
-def grid(corner: str, columns: list[str], lines: dict[str, list[str]]) -> list[str]:
-    """A table: its lines by their heads."""
-    head = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    return [*head, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in lines.items())]
+def plot(suite: str, rows: list[Row]) -> list[str]:
+    """Draws ours and the best peer, and shows the picture."""
+    length, name, title, axis = PLOTS[suite]
+    peer = best_peer([r for r in rows if r["keys"] == length])
+    growth_plot(rows, [OURS, PRUNED] + [peer["provider"]] * bool(peer), IMAGES / name, title, axis)
+    return [f"![{suite}](images/{name})", ""]
 
 
 def lookup(rows: list[Row]) -> dict[tuple[str, str], Row]:
@@ -173,14 +167,14 @@ def model_section(rows: list[Row]) -> list[str]:
             f"{float(r['tokens_per_s']):,.0f} ({r['peak_extra_mb'] or '-'} MB)" if r else "-"
             for r in timed
         ]
-    by_case = [[r for r in rows if r["case"] == c] for c in cases]
-    lines["best peer / fused"] = [ratio(part, FUSED) for part in by_case]
+    parts = list(by_case(rows).values())
+    lines["best peer / fused"] = [ratio(part, FUSED) for part in parts]
     return [
         "Tokens per second (peak extra memory in a fresh process). A training step is forward,",
         "loss and all gradients, without the optimizer's step; dropout is off, so that outputs and",
         "gradients could be compared with float64. The peers are the same model in PyTorch.",
         "",
-        *grid("", [model_name(part[0]) for part in by_case], lines),
+        *grid("", [model_name(part[0]) for part in parts], lines),
     ]
 
 
@@ -290,14 +284,17 @@ def page(path: Path) -> str:
         "half of it when causal; for decode the bytes of K and V. Pruned rows do less work than",
         "the floor counts, so they may pass 100%. Every result was compared with float64 before it",
         "was timed; providers take turns call by call, so the ratios in a column carry over to",
-        "other machines.",
+        f"other machines. \\*: fewer than {FEW_SAMPLES} samples fitted into the time of the case.",
         "",
     ]
+    lines += ["## Targets", "", TARGETS_TEXT, "", *targets.section(rows), ""]
+    lines += ["## Where a peer is faster", "", *targets.losses(rows), ""]
     for suite, title in TITLES.items():
         part = [r for r in rows if r["suite"] == suite]
         if part:
-            lines += [f"## {title}", "", *table(part), ""]
-    lines += plots(rows) + memory_table(rows)
+            picture = plot(suite, part) if suite in PLOTS else []
+            lines += [f"## {title}", "", *picture, *table(part), ""]
+    lines += memory_table(rows)
     for suite, (title, section) in SECTIONS.items():
         part = [r for r in rows if r["suite"] == suite]
         if part:

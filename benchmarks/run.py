@@ -2,333 +2,90 @@
 the same inputs.
 
     python benchmarks/run.py                      every suite, every provider: `make bench`
-    python benchmarks/run.py --suite decode       one suite; --list names them
+    python benchmarks/run.py --suites decode      some suites, comma-separated; --list names them
     python benchmarks/run.py --providers ours     only rows whose kind or name contains the word
+    python benchmarks/run.py --resume             goes on with the newest run of this commit
+    python benchmarks/run.py --quick --no-save    small cases: whether everything works
 
 Each result is compared with float64 first; a wrong one is reported and never timed. A provider that
-cannot run gets a row that says why. Raw rows go to benchmarks/results/<machine>/<date>-<commit>.csv
-as they are measured, the ceilings of the machine and the versions to the .json beside it; report.py
-turns both into tables and plots.
+cannot run gets a row that says why, also when it takes the process down: each suite runs in a
+process of its own, which is started again without the culprit. Raw rows go to
+benchmarks/results/<machine>/<date>-<commit>.csv as they are measured, the ceilings of the machine
+and the versions to the .json beside it; report.py turns both into tables and plots.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import ctypes
 import datetime
-import gc
-import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import layouts
 import measure
-import models
-import numpy as np
-import overhead
-from cases import DECODE, SUITES, Case
-from providers import Prepared, Provider, all_providers
-from truth import Truth
-from truth_model import ModelTruth
+from one_case import measure_case, measure_memory, memory_of, note_reasons, show
+from peers_ggml import PATH_VARIABLE
+from providers import Provider
+from record import Log, Marker, Row, read_marker
+from suites import Suite, all_suites
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MEMORY_CASE = Case("forward", 1, 8, 8192, 8192, 64)
+STALLED_SECONDS = 420.0  # without a sign of life, after which a process is ended
 
 
-@dataclass
-class Row:
-    """One line of the CSV: one provider on one case. Times in milliseconds; empty where nothing was
-    measured.
-    """
-
-    suite: str
-    case: str
-    provider: str
-    kind: str
-    version: str
-    status: str = "ok"  # "ok", or why there is no time
-    error: str = (
-        ""  # largest absolute error against float64; of models relative to the largest value
-    )
-    median_ms: str = ""
-    p20_ms: str = ""
-    p80_ms: str = ""
-    samples: str = ""
-    floor_ms: str = ""  # the dense work at the measured ceiling
-    fraction_of_floor: str = ""  # floor_ms / median_ms
-    peak_extra_mb: str = ""
-    note: str = ""
-    mode: str = ""
-    batch: str = ""
-    heads: str = ""
-    queries: str = ""
-    keys: str = ""
-    head_dim: str = ""
-    causal: str = ""
-    dtype: str = ""
-    threads: str = ""
-    layers: str = ""  # of a model, and so the next two
-    expansion: str = ""
-    tokens_per_s: str = ""
-
-    @staticmethod
-    def of(suite: str, case: Case, provider: Provider) -> Row:
-        shape = {name: str(value) for name, value in asdict(case).items()}
-        return Row(
-            suite,
-            case.name,
-            provider.name,
-            provider.kind,
-            provider.version,
-            note=provider.note,
-            **shape,
-        )
-
-
-@dataclass
-class Log:
-    """The CSV and its sidecar, written as the run goes, so that an interrupted run keeps what it
-    measured.
-    """
-
-    path: Path
-    meta: dict[str, object]
-    rows: list[Row] = field(default_factory=list)
-
-    def add(self, rows: list[Row]) -> None:
-        self.rows += rows
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file, fieldnames=list(asdict(self.rows[0])), lineterminator="\n"
-            )
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
-        self.path.with_suffix(".json").write_text(
-            json.dumps(self.meta, indent=1, sort_keys=True) + "\n"
-        )
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Cases, who runs them, and what they are checked against."""
-
-    cases: Sequence[Case]
-    providers: list[Provider]
-    truth: Callable[..., Truth | ModelTruth] = Truth
-    calls: int = 1  # in a timed run; times are per call
-    settling_calls: int = 0  # of each provider before the clock runs, for a minute at most
-    timed: bool = True
-    memory: bool = False  # peak of each provider, in a fresh process
-
-
-def all_suites() -> dict[str, Suite]:
-    """Every suite by name, in the order they run."""
-    providers = all_providers()
-    return {
-        **{name: Suite(cases, providers) for name, cases in SUITES.items()},
-        "layouts": Suite(layouts.CASES, layouts.PROVIDERS),
-        "overhead": Suite(overhead.CASES, overhead.PROVIDERS, calls=overhead.CALLS),
-        "layer": Suite(
-            models.LAYER_CASES,
-            models.LAYER_PROVIDERS,
-            ModelTruth,
-            settling_calls=models.SETTLING_CALLS,
-        ),
-        "models": Suite(
-            models.CASES,
-            models.model_providers(),
-            ModelTruth,
-            settling_calls=models.SETTLING_CALLS,
-            memory=True,
-        ),
-        "memory": Suite(
-            [MEMORY_CASE],
-            [p for p in providers if p.kind != "yardstick"],
-            timed=False,
-            memory=True,
-        ),
-    }
-
-
-def floor_seconds(case: Case, ceilings: dict[str, float]) -> float:
-    """The dense work of `case` at the measured ceiling of its unit: memory for decode, multiply-
-    adds otherwise.
-    """
-    if case.mode == DECODE:
-        return case.cache_bytes / (ceilings["bandwidth"] * 1e9)
-    unit = "bf16" if case.dtype == "bfloat16" and ceilings["bf16"] else "fma"
-    return case.flops / (ceilings[unit] * 1e9) * 2 / case.threads
-
-
-def check(outputs: dict[str, np.ndarray], truth: Truth | ModelTruth, row: Row) -> None:
-    """Writes the error against float64, and what is wrong if it is too large."""
-    row.status = truth.complaint(outputs) or "ok"
-    if truth.values.keys() <= outputs.keys():
-        row.error = f"{truth.error(outputs):.2e}"
-
-
-def prepare(case: Case, suite: Suite, rows: dict[str, Row]) -> Iterator[tuple[str, Prepared]]:
-    """Providers that can run `case` and compute the right thing; the others get their reason
-    written into their row.
-    """
-    inputs = case.inputs()
-    truth = suite.truth(case, inputs)
-    for provider in suite.providers:
-        row = rows[provider.name]
-        reasons = provider.reasons_against(case)
-        if reasons:
-            row.status = "; ".join(reasons)
-            continue
-        try:
-            prepared = provider.prepare(case, inputs)
-            if provider.kind == "yardstick":
-                prepared.run()
-            else:
-                check(prepared.outputs(), truth, row)
-        except Exception as error:
-            message = (str(error).splitlines() or [""])[0]
-            row.status = f"failed: {type(error).__name__}: {message[:160]}"
-        if row.status != "ok":
-            continue
-        yield provider.name, prepared
-
-
-def settle(prepared: Prepared, calls: int, seconds: float = 60.0) -> None:
-    """Calls it `calls` times, or until the time is up."""
-    end = time.monotonic() + seconds
-    for _ in range(calls):
-        prepared.run()
-        if time.monotonic() > end:
-            break
-
-
-def measure_case(
-    name: str, suite: Suite, case: Case, args: argparse.Namespace, ceilings: measure.Ceilings
-) -> tuple[list[Row], dict[str, float]]:
-    rows = {p.name: Row.of(name, case, p) for p in suite.providers}
-    ready = dict(prepare(case, suite, rows))
-    for prepared in ready.values():
-        settle(prepared, suite.settling_calls)
-    before = ceilings.measure(2)
-    timings = measure.interleave(
-        {name: prepared.run for name, prepared in ready.items()}, args.samples, args.seconds
-    )
-    limits = measure.best([before, ceilings.measure(2)])
-    floor = floor_seconds(case, limits)
-    for provider, timing in timings.items():
-        row = rows[provider]
-        median, p20, p80 = (t / suite.calls for t in (timing.median, timing.p20, timing.p80))
-        row.median_ms, row.p20_ms, row.p80_ms = (f"{1e3 * t:.4g}" for t in (median, p20, p80))
-        row.samples = str(timing.samples)
-        row.floor_ms = f"{1e3 * floor:.4g}"
-        row.fraction_of_floor = f"{floor / median:.3f}"
-        if isinstance(case, models.ModelCase):
-            row.tokens_per_s = f"{case.tokens / median:.4g}"
-    ready.clear()
-    gc.collect()
-    return list(rows.values()), limits
-
-
-def show(case: Case, rows: list[Row]) -> None:
-    """Prints one case as a table, fastest first, each row against the best peer."""
-    timed = sorted((r for r in rows if r.median_ms), key=lambda r: float(r.median_ms))
-    peers = [r for r in timed if r.kind == "peer"]
-    print(f"\n{case.name}" + (f"   floor {timed[0].floor_ms} ms" if timed else ""))
-    for row in timed:
-        against = ""
-        if peers and row.kind == "ours":
-            against = f"{float(peers[0].median_ms) / float(row.median_ms):5.2f}x the best peer"
-        print(
-            f"  {row.provider:34s}{float(row.median_ms):10.3f} ms  [{row.p20_ms} .. {row.p80_ms}]"
-            f"  {100 * float(row.fraction_of_floor):5.1f}% of floor"
-            f"  error {row.error or '-':8s} {against}"
-        )
-    for row in rows:
-        if not row.median_ms:
-            print(f"  {row.provider:34s}{'-':>10s}     {row.status}")
-    sys.stdout.flush()
-
-
-def measure_memory(name: str, rows: list[Row]) -> None:
-    """Fills in the peak extra memory of one call, each provider in a fresh process."""
-    for row in rows:
-        if row.status == "ok":
-            command = [sys.executable, __file__, "--memory-of", name, row.case, row.provider]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if result.returncode == 0:
-                row.peak_extra_mb = result.stdout.split()[-1]
-            else:
-                row.status = f"failed: {result.stderr.strip().splitlines()[-1][:160]}"
-        print(f"  {row.provider:34s}{row.peak_extra_mb or row.status:>12s} MB", flush=True)
-
-
-def unmeasured_rows(name: str, suite: Suite, case: Case) -> list[Row]:
-    """A row for every provider, with the reason where it cannot run the case."""
-    rows = []
-    for provider in suite.providers:
-        row = Row.of(name, case, provider)
-        row.status = "; ".join(provider.reasons_against(case)) or "ok"
-        rows.append(row)
-    return rows
-
-
-def memory_of(name: str, case_name: str, provider_name: str) -> None:
-    """Child process: prepares one provider, calls it on a small case to warm it up, prints the MB
-    of one call.
-
-    The first call of the full size compiles and fills the allocators' pools. What it leaves behind
-    counts, what it needed to compile does not.
-    """
-    suite = all_suites()[name]
-    case = next(c for c in suite.cases if c.name == case_name)
-    provider = next(p for p in suite.providers if p.name == provider_name)
-    small = replace(case, batch=1, queries=64, keys=64)
-    provider.prepare(small, small.inputs()).run()
-    prepared = provider.prepare(case, case.inputs())
-
-    def second_call() -> None:
-        prepared.run()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        prepared.run()
-
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what malloc kept from the preparation is not in use
-    print(f"{measure.peak_extra_bytes(second_call) / 1e6:.1f}")
-
-
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", action="append", help="default: all; --list names them")
+    parser.add_argument("--suites", help="comma-separated; default: all, --list names them")
     parser.add_argument(
         "--providers", action="append", help="keep rows whose kind or name contains this word"
     )
-    parser.add_argument("--samples", type=int, default=20, help="per provider and case")
-    parser.add_argument("--seconds", type=float, default=30.0, help="per case, over all providers")
+    parser.add_argument("--minutes", type=float, default=40.0, help="for all cases together")
+    parser.add_argument("--samples", type=int, default=20, help="per provider and case, at most")
+    parser.add_argument("--quick", action="store_true", help="small cases, as a rehearsal")
+    parser.add_argument(
+        "--ggml", metavar="PATH", help=f"libggml.so of a ggml build; default: ${PATH_VARIABLE}"
+    )
+    parser.add_argument(
+        "--resume", nargs="?", const="newest", metavar="CSV", help="go on with an interrupted run"
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument(
         "--list", action="store_true", help="print suites and providers, measure nothing"
     )
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    unknown = set(args.suite or ()) - set(all_suites())
+    # Of the process of one suite: the suite, the CSV that it goes on with, when to be done.
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.ggml:
+        os.environ[PATH_VARIABLE] = str(Path(args.ggml).resolve())  # processes started here too
+    args.suites = args.suites.split(",") if args.suites else None
+    unknown = set(args.suites or ()) - set(all_suites())
     if unknown:
-        parser.error(f"unknown suite {', '.join(unknown)}; --list names them")
+        parser.error(f"unknown suite {', '.join(sorted(unknown))}; --list names them")
     return args
+
+
+def options_of(args: argparse.Namespace) -> list[str]:
+    """The arguments that another process needs to see the same cases and providers."""
+    options = ["--quick"] * args.quick + ["--samples", str(args.samples)]
+    if args.suites:
+        options += ["--suites", ",".join(args.suites)]
+    for word in args.providers or ():
+        options += ["--providers", word]
+    return options
 
 
 def chosen_suites(args: argparse.Namespace) -> dict[str, Suite]:
     """The suites asked for, with the providers asked for."""
-    suites = all_suites()
+    suites = all_suites(args.quick)
     wanted = args.providers or [""]
 
     def keep(p: Provider) -> bool:
@@ -336,7 +93,7 @@ def chosen_suites(args: argparse.Namespace) -> dict[str, Suite]:
 
     return {
         name: replace(suites[name], providers=[p for p in suites[name].providers if keep(p)])
-        for name in args.suite or suites
+        for name in args.suites or suites
     }
 
 
@@ -347,7 +104,108 @@ def show_list(suites: dict[str, Suite]) -> None:
         print(f"{p.name:36s}{p.kind:10s}{p.package} {p.version}")
 
 
-def start_log(args: argparse.Namespace, suites: dict[str, Suite]) -> Log:
+class Schedule:
+    """Shares the time that is left among the cases that are left, by their weight."""
+
+    def __init__(self, suites: dict[str, Suite], log: Log, until: float) -> None:
+        self.until = until
+        self._log = log
+        self.weights = {(n, c.name): s.weight(c) for n, s in suites.items() for c in s.cases}
+
+    def pending(self) -> dict[tuple[str, str], float]:
+        done = self._log.done()
+        return {key: weight for key, weight in self.weights.items() if key not in done}
+
+    def share(self, key: tuple[str, str]) -> float:
+        """Seconds for one case."""
+        left = max(0.0, self.until - time.monotonic())
+        return left * self.weights[key] / sum(self.pending().values())
+
+    def describe(self) -> str:
+        """How far the run is; the rest is estimated from what the cases so far have taken."""
+        pending, spent = self.pending(), self._log.section("seconds")
+        taken = sum(float(seconds) for seconds in spent.values())  # type: ignore[arg-type]
+        known = sum(w for (n, c), w in self.weights.items() if f"{n}/{c}" in spent)
+        left = sum(pending.values())
+        estimate = left * taken / known if known else self.until - time.monotonic()
+        done = len(self.weights) - len(pending)
+        return f"{done} of {len(self.weights)} cases, about {estimate / 60:.0f} min left"
+
+
+def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
+    """Child process: the cases of one suite that the log does not have yet."""
+    name, path, until = args.child
+    log = Log.load(Path(path))
+    schedule = Schedule(suites, log, float(until))
+    marker = Marker(Path(path).with_suffix(".doing"))
+    suite = suites[name]
+    ceilings = measure.Ceilings() if suite.timed else None
+    crashed = log.section("crashed")
+    for case in suite.cases:
+        if (name, case.name) not in schedule.pending():
+            continue
+        begin = time.monotonic()
+        rows = {p.name: Row.of(name, case, p) for p in suite.providers}
+        for row in rows.values():
+            row.status = str(crashed.get(f"{name}/{case.name}/{row.provider}", "ok"))
+        if ceilings is not None:
+            share = schedule.share((name, case.name))
+            limits = measure_case(rows, suite, case, args.samples, share, ceilings, marker)
+            log.section("ceilings")[case.name] = limits
+            show(case, list(rows.values()))
+        else:
+            print(f"\n{case.name}")
+            note_reasons(rows, suite, case)
+        if suite.memory:
+            measure_memory(name, list(rows.values()), options_of(args), marker)
+        seconds = time.monotonic() - begin
+        log.section("seconds")[f"{name}/{case.name}"] = round(seconds, 1)
+        log.add(list(rows.values()))
+        print(f"  ({seconds:.0f} s; {schedule.describe()})", flush=True)
+
+
+def wait_for(process: subprocess.Popen[bytes], doing: Path) -> str:
+    """Waits for a suite; empty if it went well, otherwise what happened to it."""
+    last, since = read_marker(doing), time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.2)
+        if read_marker(doing) != last:
+            last, since = read_marker(doing), time.monotonic()
+        if time.monotonic() - since > STALLED_SECONDS:
+            process.kill()
+            process.wait()
+            return f"failed: no answer in {STALLED_SECONDS:.0f} s"
+    code = process.returncode
+    if code == 0:
+        return ""
+    return (
+        f"failed: the process died of signal {-code}" if code < 0 else f"failed: exit code {code}"
+    )
+
+
+def run_all(args: argparse.Namespace, suites: dict[str, Suite], log: Log) -> None:
+    """Every suite in a process of its own, started again without the provider that ended it."""
+    until, doing = time.monotonic() + 60 * args.minutes, log.path.with_suffix(".doing")
+    for name in suites:
+        print(f"\n== {name}", flush=True)
+        while pending := [c for c in suites[name].cases if (name, c.name) not in log.done()]:
+            log.save()
+            doing.unlink(missing_ok=True)
+            child = ["--child", name, str(log.path), str(until)]
+            command = [sys.executable, __file__, *options_of(args), *child]
+            trouble = wait_for(subprocess.Popen(command), doing)
+            _, culprit = read_marker(doing)
+            log = Log.load(log.path)
+            if trouble:
+                pending = [c for c in pending if (name, c.name) not in log.done()]
+                if not culprit or not pending:
+                    sys.exit(f"suite {name}: {trouble}, before any provider was called")
+                print(f"  {culprit}: {trouble}", flush=True)
+                log.section("crashed")[f"{name}/{pending[0].name}/{culprit}"] = trouble
+    doing.unlink(missing_ok=True)
+
+
+def new_log(args: argparse.Namespace, suites: dict[str, Suite], directory: Path) -> Log:
     started = datetime.datetime.now(datetime.timezone.utc)
     name = f"{started:%Y-%m-%d-%H%M}-{measure.commit().rstrip('+')}"
     meta: dict[str, object] = {
@@ -355,40 +213,50 @@ def start_log(args: argparse.Namespace, suites: dict[str, Suite]) -> Log:
         "commit": measure.commit(),
         "started": started.isoformat(timespec="seconds"),
         "versions": {p.package: p.version for s in suites.values() for p in s.providers},
-        "arguments": {"samples": args.samples, "seconds": args.seconds},
-        "ceilings": {},
+        "arguments": {"samples": args.samples, "minutes": args.minutes, "quick": args.quick},
     }
-    return Log(RESULTS / measure.machine_slug() / f"{name}.csv", meta)
+    return Log(directory / measure.machine_slug() / f"{name}.csv", meta)
+
+
+def old_log(choice: str) -> Log:
+    """The log to go on with: rows of two commits must not get into one file."""
+    runs = sorted(RESULTS.glob("*/????-??-??-*.csv"), key=lambda p: p.stem)
+    path = Path(choice)
+    if choice == "newest":
+        if not runs:
+            sys.exit(f"--resume: there is no run in {RESULTS}; start one without --resume")
+        path = runs[-1]
+    if not path.with_suffix(".json").exists():
+        sys.exit(f"--resume: {path} has no .json beside it; pass the CSV of an interrupted run")
+    log = Log.load(path)
+    if log.meta["commit"] != measure.commit():
+        sys.exit(
+            f"--resume: {path} was measured on commit {log.meta['commit']}, but this is "
+            f"{measure.commit()}; check that commit out, or start a new run"
+        )
+    return log
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors only
     args = parse()
     if args.memory_of:
-        memory_of(*args.memory_of)
+        memory_of(*args.memory_of, quick=args.quick)
         return
     suites = chosen_suites(args)
     if args.list:
         show_list(suites)
-        return
-    log = start_log(args, suites)
-    ceilings = measure.Ceilings()
-    for name, suite in suites.items():
-        print(f"\n== {name}", flush=True)
-        for case in suite.cases:
-            begin = time.monotonic()
-            if suite.timed:
-                rows, limits = measure_case(name, suite, case, args, ceilings)
-                log.meta["ceilings"][case.name] = limits  # type: ignore[index]
-                show(case, rows)
-            else:
-                rows = unmeasured_rows(name, suite, case)
-            if suite.memory:
-                measure_memory(name, rows)
-            print(f"  ({time.monotonic() - begin:.0f} s)", flush=True)
-            if not args.no_save:
-                log.add(rows)
-    if not args.no_save and log.rows:
+    elif args.child:
+        run_suite(args, suites)
+    elif args.resume:
+        run_all(args, suites, old_log(args.resume))
+    elif args.no_save:
+        with tempfile.TemporaryDirectory() as directory:
+            run_all(args, suites, new_log(args, suites, Path(directory)))
+    else:
+        log = new_log(args, suites, RESULTS)
+        run_all(args, suites, log)
         print(f"\nwritten: {log.path}")
 
 

@@ -7,8 +7,8 @@ from cases import DECODE, TRAINING, Case
 
 # Largest error against float64 at which a result still counts as the same computation, by dtype:
 # inputs are standard normal, outputs of order one. float32 allows the worst honest peer (bias in
-# extra columns, about 1e-4 at 8192).
-TOLERANCE = {"float32": 5e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# extra columns, about 1e-4 at 8192), float16 a peer that sums in float16.
+TOLERANCE = {"float32": 5e-4, "float16": 3e-2, "bfloat16": 5e-2}
 # Gradients sum over up to S rows: their magnitude, and with it the error, is up to an order larger.
 GRADIENT_TOLERANCE = {"float32": 5e-3, "float16": 1e-1, "bfloat16": 5e-1}
 

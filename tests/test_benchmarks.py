@@ -6,7 +6,7 @@ import csv
 import json
 import subprocess
 import sys
-from argparse import Namespace
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import layouts
 import models
+import one_case
 import overhead
 import report
-import run
+import suites
 from cases import DECODE, FORWARD, TRAINING, Case
 from providers import Prepared, Provider
+from record import Log, Row
+from suites import Suite
 from truth import Truth
 from truth_model import ModelTruth, gradient_of
 
@@ -39,7 +42,7 @@ KERNEL_CASES = [
 MODEL_CASES = [
     models.ModelCase(mode, 2, 3, 7, 7, 4, layers=1, expansion=2) for mode in (FORWARD, TRAINING)
 ]
-SUITES = run.all_suites()
+SUITES = suites.all_suites()
 
 
 def _checks() -> list[Any]:
@@ -65,14 +68,14 @@ def _few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("suite", "case"), _checks())
-def test_every_provider_that_is_here_is_right(suite: run.Suite, case: Case) -> None:
+def test_every_provider_that_is_here_is_right(suite: Suite, case: Case) -> None:
     """`prepare` compares with float64: its status is "ok" only for the right answer."""
     (provider,) = suite.providers
     reasons = provider.reasons_against(case)
     if reasons:
         pytest.skip("; ".join(reasons))
-    rows = {provider.name: run.Row.of("test", case, provider)}
-    ready = dict(run.prepare(case, suite, rows))
+    rows = {provider.name: Row.of("test", case, provider)}
+    ready = dict(one_case.prepare(case, suite, rows))
     row = rows[provider.name]
     assert row.status == "ok"
     assert list(ready) == [provider.name]
@@ -90,8 +93,8 @@ def _provider(outputs: Any, package: str = "numpy") -> Provider:
 
 
 def _status(provider: Provider, case: Case, truth: Any) -> str:
-    rows = {provider.name: run.Row.of("test", case, provider)}
-    ready = list(run.prepare(case, run.Suite([case], [provider], truth), rows))
+    rows = {provider.name: Row.of("test", case, provider)}
+    ready = list(one_case.prepare(case, Suite([case], [provider], truth), rows))
     status = rows[provider.name].status
     assert bool(ready) == (status == "ok")
     return status
@@ -212,12 +215,13 @@ def test_flops_against_a_count(mode: str, products: int, causal: bool) -> None:
     assert model.flops == pytest.approx(2 * case.flops + times * dense, rel=1e-15)
 
 
-def _timed(name: str, suite: run.Suite, case: Case) -> list[run.Row]:
+def _timed(name: str, suite: Suite, case: Case) -> list[Row]:
     """Rows of a suite as a run would write them, with made-up times."""
-    rows = [run.Row.of(name, case, p) for p in suite.providers]
+    rows = [Row.of(name, case, p) for p in suite.providers]
     for place, row in enumerate(rows, start=2):
         row.median_ms = row.p20_ms = row.p80_ms = f"{place}.5"
         row.floor_ms, row.fraction_of_floor, row.samples = "1", f"{1 / place:.3f}", "20"
+        row.kept = "0.5" if "pruned" in row.provider else ""
         row.peak_extra_mb = f"{place}0.1" if suite.memory else ""
         row.tokens_per_s = f"{place}000" if isinstance(case, models.ModelCase) else ""
     rows[-1].median_ms, rows[-1].status = "", "no such thing here"
@@ -233,7 +237,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "versions": {"mindspore": "2.10.0"},
         "ceilings": {"case": {"fma": 100.0, "bf16": 200.0, "bandwidth": 50.0}},
     }
-    log = run.Log(tmp_path_factory.mktemp("results") / "made-up.csv", meta)
+    log = Log(tmp_path_factory.mktemp("results") / "made-up.csv", meta)
     for name, suite in SUITES.items():
         log.add([row for case in suite.cases for row in _timed(name, suite, case)])
     return log.path
@@ -243,7 +247,7 @@ def test_csv_has_every_column_and_row(results: Path) -> None:
     with results.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    assert reader.fieldnames == [f.name for f in fields(run.Row)]
+    assert reader.fieldnames == [f.name for f in fields(Row)]
     assert len(rows) == sum(len(s.cases) * len(s.providers) for s in SUITES.values())
     assert {r["suite"] for r in rows} == set(SUITES)
     assert json.loads(results.with_suffix(".json").read_text())["commit"] == "abcdef"
@@ -282,26 +286,68 @@ class _NoCeilings:
         return {"fma": 100.0, "fma_avx2": 50.0, "bf16": 0.0, "bandwidth": 10.0}
 
 
+def _measure(suite: Suite, case: Case, samples: int = 3, seconds: float = 1.0) -> dict[str, Row]:
+    rows = {p.name: Row.of("test", case, p) for p in suite.providers}
+    one_case.measure_case(rows, suite, case, samples, seconds, _NoCeilings())  # type: ignore[arg-type]
+    return rows
+
+
+def _calling(name: str, run: Any, **fields: Any) -> Provider:
+    """A yardstick that runs `run`."""
+    provider = replace(_provider(lambda c, i: {}), name=name, kind="yardstick", **fields)
+    return replace(provider, prepare=lambda c, i: Prepared(run, dict))
+
+
 def test_times_are_per_call() -> None:
     """A run of 1000 calls that waits 10 ms is 10 us a call; a model's tokens follow from it."""
-    import time
-
     case = MODEL_CASES[0]
-    provider = replace(_provider(lambda c, i: {}), kind="yardstick")
-    provider = replace(provider, prepare=lambda c, i: Prepared(lambda: time.sleep(0.01), dict))
-    suite = run.Suite([case], [provider], ModelTruth, calls=1000)
-    args = Namespace(samples=3, seconds=1.0)
-    (row,), _ = run.measure_case("test", suite, case, args, _NoCeilings())  # type: ignore[arg-type]
+    suite = Suite([case], [_calling("it", lambda: time.sleep(0.01))], ModelTruth, calls=1000)
+    row = _measure(suite, case)["it"]
     # Never less than it sleeps; at most 20 times that on a busy machine.
     assert 0.01 <= float(row.median_ms) < 0.2
     assert float(row.tokens_per_s) == pytest.approx(1e3 * 2 * 7 / float(row.median_ms), rel=1e-3)
     assert row.samples == "3"
 
 
+def test_a_provider_that_breaks_while_it_is_timed_costs_its_own_row_only() -> None:
+    calls = []
+
+    def breaks() -> None:
+        calls.append(1)
+        if len(calls) > 4:  # one in prepare, two in a sample
+            raise MemoryError("no room")
+
+    providers = [_calling("breaks", breaks), _calling("works", lambda: None)]
+    rows = _measure(Suite(KERNEL_CASES[:1], providers), KERNEL_CASES[0], samples=9)
+    assert rows["breaks"].status == "failed: MemoryError: no room"
+    assert rows["breaks"].median_ms == ""
+    assert (rows["works"].status, rows["works"].samples) == ("ok", "9")
+
+
+def test_a_slow_provider_gets_what_fits_and_leaves_the_rest_to_the_others() -> None:
+    """Of 0.8 s, 0.25 s a call: one, then two more within twice its half."""
+    providers = [_calling("slow", lambda: time.sleep(0.25)), _calling("fast", lambda: None)]
+    rows = _measure(Suite(KERNEL_CASES[:1], providers), KERNEL_CASES[0], samples=9, seconds=1.06)
+    assert rows["fast"].samples == "9"
+    assert rows["slow"].samples in ("2", "3")
+    rows = _measure(Suite(KERNEL_CASES[:1], providers), KERNEL_CASES[0], samples=9, seconds=0.1)
+    assert rows["slow"].samples == "1"
+
+
+def test_what_mindspore_compiles_settles_before_the_clock_runs() -> None:
+    calls = []
+    provider = _calling("it", lambda: calls.append(1), settling_calls=5)
+    row = _measure(Suite(KERNEL_CASES[:1], [provider]), KERNEL_CASES[0])["it"]
+    assert row.settled == "5"
+    assert len(calls) == 1 + 5 + 3 * 2
+    for provider in {p.name: p for s in SUITES.values() for p in s.providers}.values():
+        assert (provider.settling_calls > 0) == ("(jit)" in provider.name), provider.name
+
+
 def test_peak_memory_of_a_provider_in_a_process_of_its_own() -> None:
     """The kernels need scratch, not scores: 8 heads of 512 * 512 floats alone would be 8.4 MB."""
     case = layouts.CASES[0]
-    command = [sys.executable, str(run.__file__), "--memory-of", "layouts", case.name]
+    command = [sys.executable, str(one_case.RUN), "--memory-of", "layouts", case.name]
     done = subprocess.run([*command, layouts.BNSD], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout) < 8
