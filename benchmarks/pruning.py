@@ -5,7 +5,7 @@
 For every head: the share of the causal key tiles that the forward kernel visits, and the share that
 any rule would have to visit, which knows every score in advance: the tiles before which the rest of
 each row's weights adds up to more than 2^-24 of the row. The gap between the two is the slack of
-the bound. Rows go to benchmarks/results/<machine>/<date>-<commit>-pruning.csv.
+the bound. Rows go to benchmarks/results/<machine>/pruning-<date>-<commit>.csv.
 
 The trained model is the one of `make demo`, trained here at length 64 (about a minute) and read on
 held-out text; its queries and keys are taken from the projection of each layer.
@@ -117,7 +117,7 @@ def main() -> None:
             text = "visited {:6.1%}  needed {:6.1%}".format(*shares)
             print(f"{source:24s}{length:6d}  slope {slope:9.6f}  {text}", flush=True)
     commit = measure.commit()
-    name = f"{started:%Y-%m-%d-%H%M}-{commit.rstrip('+')}-pruning.csv"
+    name = f"pruning-{started:%Y-%m-%d-%H%M}-{commit.rstrip('+')}.csv"
     path = RESULTS / measure.machine_slug() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
