@@ -23,7 +23,19 @@
 namespace alibi::cpu {
 namespace {
 
-struct VecAvx512Bf16 : VecAvx512 {};
+struct VecAvx512Bf16 : VecAvx512 {
+  using VecAvx512::store;
+  using VecAvx512::store_first;
+  static ALIBI_INLINE void store(BFloat16* p, Reg a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a));
+  }
+  static ALIBI_INLINE void store_first(BFloat16* p, Reg a, int n) {
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), narrow(a));
+  }
+  static ALIBI_INLINE __m256i narrow(Reg a) {
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));
+  }
+};
 
 struct BFloat16Pair {
   uint32_t bits;  // the first in the lower half
@@ -85,10 +97,7 @@ struct Operands<VecAvx512Bf16> {
   }
 
   // One row of float32 becomes one of elements.
-  static ALIBI_INLINE void store(Element* p, Reg a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
-  }
+  static ALIBI_INLINE void store(Element* p, Reg a) { V::store(p, a); }
   // kWidth lanes (a[i], b[i]) from the first n elements of two rows; null is a row of zeros.
   static ALIBI_INLINE void pair(const Element* a, const Element* b, int n, Lane* dst) {
     __m512i halves = _mm512_castsi256_si512(load_half(a, n));
