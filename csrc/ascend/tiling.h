@@ -44,7 +44,8 @@ constexpr int32_t kFwdL1Query = kSlots * kTileQ * kMaxHeadDim * kHalfBytes;
 constexpr int32_t kFwdL1Key = kSlots * kTileK * kMaxHeadDim * kHalfBytes;
 constexpr int32_t kFwdL1Value = kSlots * kTileK * kMaxHeadDim * kHalfBytes;
 constexpr int32_t kFwdL1Weights = kSlots * kTileQ * kTileK * kHalfBytes;
-static_assert(kFwdL1Query + kFwdL1Key + kFwdL1Value + kFwdL1Weights <= kL1Bytes, "L1");
+constexpr int32_t kFwdL1 = kFwdL1Query + kFwdL1Key + kFwdL1Value + kFwdL1Weights;
+static_assert(kFwdL1 <= kL1Bytes, "L1");
 static_assert(kSlots * kStep * kStep * kHalfBytes <= kL0Bytes, "L0A, L0B");
 static_assert(kSlots * kStep * kStep * kFloatBytes <= kL0cBytes, "L0C");
 
@@ -56,10 +57,9 @@ constexpr int32_t kFwdUbProduct = kRows * kStep * kFloatBytes;
 constexpr int32_t kFwdUbStats = kStatRows * kRows * kFloatBytes;
 constexpr int32_t kFwdUbBroadcast = 2 * kRows * 32;  // row values, a 32-byte block each
 constexpr int32_t kFwdUbRamp = 2 * kTileK * kFloatBytes;
-static_assert(kFwdUbScores + kFwdUbWeights + kFwdUbOut + kFwdUbProduct + kFwdUbStats +
-                      kFwdUbBroadcast + kFwdUbRamp <=
-                  kUbBytes,
-              "UB");
+constexpr int32_t kFwdUb = kFwdUbScores + kFwdUbWeights + kFwdUbOut + kFwdUbProduct + kFwdUbStats +
+                           kFwdUbBroadcast + kFwdUbRamp;
+static_assert(kFwdUb <= kUbBytes, "UB");
 static_assert(kRows * kMaxHeadDim * kHalfBytes <= kFwdUbScores / kSlots,
               "the rounded output borrows a score slot");
 static_assert(kRows / 2 * kTileK * kFloatBytes <= kFwdUbWeights,
@@ -70,17 +70,18 @@ constexpr int32_t kWeightsUbScores = kSlots * kRows * kTileK * kFloatBytes;
 constexpr int32_t kWeightsUbWeights = kSlots * kRows * kTileK * kHalfBytes;
 constexpr int32_t kWeightsUbZeros = kRows * kTileK * kHalfBytes;
 constexpr int32_t kWeightsUbDistances = kRows / 2 * kTileK * kFloatBytes;
-static_assert(kWeightsUbScores + kWeightsUbWeights + kWeightsUbZeros + kWeightsUbDistances +
-                      kFwdUbStats + kFwdUbBroadcast + kFwdUbRamp <=
-                  kUbBytes,
-              "UB");
+constexpr int32_t kWeightsL1 = kFwdL1Query + kFwdL1Key;
+constexpr int32_t kWeightsUb = kWeightsUbScores + kWeightsUbWeights + kWeightsUbZeros +
+                               kWeightsUbDistances + kFwdUbStats + kFwdUbBroadcast + kFwdUbRamp;
+static_assert(kWeightsL1 <= kL1Bytes && kWeightsUb <= kUbBytes, "L1, UB");
 
 // Buffers of the backward kernel. "Fixed" operands stay for a whole task, "moving" ones for one
 // pair of tiles.
 constexpr int32_t kGradL1Fixed = 2 * kTileQ * kMaxHeadDim * kHalfBytes;
 constexpr int32_t kGradL1Moving = kSlots * 2 * kTileQ * kMaxHeadDim * kHalfBytes;
 constexpr int32_t kGradL1Weights = 2 * kTileQ * kTileK * kHalfBytes;
-static_assert(kGradL1Fixed + kGradL1Moving + kGradL1Weights <= kL1Bytes, "L1");
+constexpr int32_t kGradL1 = kGradL1Fixed + kGradL1Moving + kGradL1Weights;
+static_assert(kGradL1 <= kL1Bytes, "L1");
 
 constexpr int32_t kGradStatRows = 11;
 constexpr int32_t kGradUbScores =
@@ -89,22 +90,21 @@ constexpr int32_t kGradUbWeights =
     kRows * kTileK * kHalfBytes;  // and as much for the gradients of the scores
 constexpr int32_t kGradUbStats = kGradStatRows * kRows * kFloatBytes;
 constexpr int32_t kGradUbBroadcast = 2 * kRows * 32;
-static_assert(2 * kGradUbScores + 2 * kGradUbWeights + kGradUbStats + kGradUbBroadcast +
-                      kFwdUbRamp <=
-                  kUbBytes,
-              "UB");
+constexpr int32_t kGradUb =
+    2 * kGradUbScores + 2 * kGradUbWeights + kGradUbStats + kGradUbBroadcast + kFwdUbRamp;
+static_assert(kGradUb <= kUbBytes, "UB");
 
 // Buffers of the gradient of the weights: 16-bit P and dP as they arrive, both as floats, dS.
 constexpr int32_t kWeightsGradL1Moving = kSlots * kTileQ * kMaxHeadDim * kHalfBytes;
 constexpr int32_t kWeightsGradL1Grads = kSlots * kTileQ * kTileK * kHalfBytes;
-static_assert(kWeightsGradL1Moving + kWeightsGradL1Grads <= kL1Bytes, "L1");
 constexpr int32_t kWeightsGradUbLoads = 2 * kSlots * kRows * kTileK * kHalfBytes;
 constexpr int32_t kWeightsGradUbFloats = 2 * kRows * kTileK * kFloatBytes;
 constexpr int32_t kWeightsGradUbGrads = kRows * kTileK * kHalfBytes;
-static_assert(kWeightsGradUbLoads + kWeightsGradUbFloats + kWeightsGradUbGrads +
-                      kWeightsUbDistances + kGradUbStats + kGradUbBroadcast + kFwdUbRamp <=
-                  kUbBytes,
-              "UB");
+constexpr int32_t kWeightsGradL1 = kWeightsGradL1Moving + kWeightsGradL1Grads;
+constexpr int32_t kWeightsGradUb = kWeightsGradUbLoads + kWeightsGradUbFloats +
+                                   kWeightsGradUbGrads + kWeightsUbDistances + kGradUbStats +
+                                   kGradUbBroadcast + kFwdUbRamp;
+static_assert(kWeightsGradL1 <= kL1Bytes && kWeightsGradUb <= kUbBytes, "L1, UB");
 
 ALIBI_DEVICE constexpr int32_t round_up(int32_t value, int32_t unit) {
   return (value + unit - 1) / unit * unit;

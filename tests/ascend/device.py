@@ -56,6 +56,25 @@ class _Report(ctypes.Structure):
     ]
 
 
+class Strides(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "head", "row")]
+
+
+class Tiling(ctypes.Structure):
+    """AttentionTiling of tiling.h."""
+
+    _fields_ = [
+        *((n, ctypes.c_int32) for n in ("batch", "heads_q", "heads_kv", "len_q", "len_k")),
+        *((n, ctypes.c_int32) for n in ("head_dim", "causal", "symmetric", "has_spans")),
+        *((n, ctypes.c_int32) for n in ("has_reach", "q_start", "row_step", "tiles_q", "tiles_k")),
+        *((n, ctypes.c_int32) for n in ("parts", "tasks", "key_tasks")),
+        ("scale", ctypes.c_float),
+        ("blocks", ctypes.c_int32),
+        ("q", Strides),
+        ("kv", Strides),
+    ]
+
+
 class Forward(NamedTuple):
     out: Any
     lse: Any
@@ -99,6 +118,7 @@ def build(
     include = [f"-I{p}" for p in (HERE, HERE / "emulator", kernels)]
     runtime_sources = {
         "machine.o": HERE / "emulator" / "machine.cc",
+        "memory.o": HERE / "emulator" / "memory.cc",
         "harness.o": HERE / "harness.cc",
     }
     jobs = []
@@ -255,6 +275,32 @@ class Device:
         if self.library.tile_range(ctypes.byref(call), *arguments, ctypes.byref(report)):
             raise Fault(report.error.decode())
         return int(result[0]), int(result[1])
+
+    def tiling(self, call: _Call, fused_forward: bool) -> Tiling:
+        report, tiling = _Report(), Tiling()
+        arguments = (int(fused_forward), ctypes.byref(tiling), ctypes.byref(report))
+        if self.library.tiling_of(ctypes.byref(call), *arguments):
+            raise Fault(report.error.decode())
+        return tiling
+
+    def part(self, tiles: tuple[int, int], part: int, parts: int) -> tuple[int, int]:
+        """Part `part` of `parts` of the key tiles [first, end)."""
+        result = np.zeros(2, np.int32)
+        self.library.part_range(_pointer(np.array(tiles, np.int32)), part, parts, _pointer(result))
+        return int(result[0]), int(result[1])
+
+    def budgets(self) -> dict[str, tuple[int, int]]:
+        """Bytes of L1 and UB that each op takes at the largest head_dim."""
+        result = np.zeros((len(ENTRIES), 2), np.int32)
+        self.library.budgets(_pointer(result))
+        return {entry: (int(a), int(b)) for entry, (a, b) in zip(ENTRIES, result, strict=True)}
+
+    def workspace(self, tiling: Tiling, entry: str) -> list[int]:
+        """Offsets of the pieces of one AI Core, their end, and the bytes of the whole."""
+        result = np.zeros(16, np.int64)
+        op = ENTRIES.index(entry)
+        count = self.library.workspace_of(ctypes.byref(tiling), op, _pointer(result))
+        return [int(x) for x in result[:count]]
 
 
 def make_call(

@@ -1,6 +1,8 @@
 // Runs the kernels of csrc/ascend on the emulator behind a C interface for ctypes. All tensors are
 // contiguous host arrays.
+#include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "emulator/machine.h"
 #include "op_host/make_tiling.h"
@@ -227,4 +229,44 @@ extern "C" int tile_range(const Call* call, const int32_t* span, int32_t row, in
   range[0] = tiles.first;
   range[1] = tiles.end;
   return finish(report, "");
+}
+
+// Bytes of L1 and UB of each op, in the order of tests/ascend/device.py.
+extern "C" void budgets(int32_t* result) {
+  using namespace alibi::ascend;
+  const int32_t values[] = {kFwdL1,     kFwdUb,     kGradL1,        kGradUb,
+                            kWeightsL1, kWeightsUb, kWeightsGradL1, kWeightsGradUb};
+  std::copy(std::begin(values), std::end(values), result);
+}
+
+// What make_tiling() makes of a call, spans and reach given.
+extern "C" int tiling_of(const Call* call, int fused_forward, AttentionTiling* tiling,
+                         Report* report) {
+  const char* reason = alibi::ascend::make_tiling(shape_of(*call, true, true, fused_forward != 0),
+                                                  call->cores, tiling);
+  return finish(report, reason ? reason : "");
+}
+
+// part_of(): {first, end}.
+extern "C" void part_range(const int32_t* range, int32_t part, int32_t parts, int32_t* result) {
+  const alibi::ascend::TileRange tiles = alibi::ascend::part_of({range[0], range[1]}, part, parts);
+  result[0] = tiles.first;
+  result[1] = tiles.end;
+}
+
+// Where each piece of the workspace of one AI Core begins, and where it ends; then the bytes of the
+// whole workspace. `op` indexes the ops in the order of tests/ascend/device.py.
+extern "C" int workspace_of(const AttentionTiling* t, int32_t op, int64_t* result) {
+  using namespace alibi::ascend;
+  const Workspace f = fwd_workspace(t->head_dim);
+  const GradWorkspace g = grad_workspace(t->head_dim);
+  const WeightsGradWorkspace w = weights_grad_workspace(t->head_dim);
+  const std::vector<int64_t> offsets[] = {
+      {f.scores, f.weights, f.product, f.bytes, fwd_workspace_bytes(*t)},
+      {g.scores, g.weight_grads, g.weights, g.score_grads, g.sums, g.bytes,
+       grad_workspace_bytes(*t)},
+      {0, kFloatTiles, weights_workspace_bytes(*t)},
+      {w.score_grads, w.sums, w.bytes, weights_grad_workspace_bytes(*t)}};
+  std::copy(offsets[op].begin(), offsets[op].end(), result);
+  return static_cast<int>(offsets[op].size());
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ascend.device import CXX, HERE, KERNELS
+from tests.ascend.device import CXX, ENTRIES, HERE, KERNELS
 
 BUILD = KERNELS / "build.sh"
 
@@ -64,7 +64,7 @@ def test_staging(project: Path) -> None:
     """Our sources replace the generated ones, and the settings reach CANN's project."""
     assert (project.parent / "alibi_ascend.run").read_text() == "package\n"
     names = {p.name for p in (project / "op_kernel").iterdir()}
-    assert {"alibi_attention.cpp", "alibi_attention_grad.cpp", "tiling.h"} <= names
+    assert {f"{entry}.cpp" for entry in ENTRIES} | {"tiling.h"} <= names
     assert "generated.cpp" not in names | {p.name for p in (project / "op_host").iterdir()}
     lists = (project / "op_kernel" / "CMakeLists.txt").read_text()
     assert lists.index("--cce-auto-sync=off") < lists.index("add_kernels_compile")
@@ -75,7 +75,7 @@ def test_staging(project: Path) -> None:
 
 @pytest.mark.skipif(CXX is None, reason="no g++")
 def test_staged_kernels_need_nothing_from_outside_their_folder(project: Path) -> None:
-    for entry in ("alibi_attention", "alibi_attention_grad"):
+    for entry in ENTRIES:
         source = project / "op_kernel" / f"{entry}.cpp"
         command = [CXX, "-std=c++17", "-fsyntax-only", "-DDTYPE_Q=half", f"-I{HERE / 'emulator'}"]
         subprocess.run([*command, str(source)], check=True)

@@ -12,7 +12,8 @@ extern "C" __global__ __aicore__ void alibi_attention_weights_grad(
   const int32_t core =
       ASCEND_IS_AIC ? AscendC::GetBlockIdx() : AscendC::GetBlockIdx() / AscendC::GetTaskRation();
   const WeightsGradWorkspace space = weights_grad_workspace(t.head_dim);
-  GM_ADDR all = AscendC::GetUserWorkspace(workspace), own = all + core * space.bytes;
+  GM_ADDR all = AscendC::GetUserWorkspace(workspace);
+  GM_ADDR own = all + core * space.bytes;
   WeightsGradTensors<DTYPE_Q> tensors;
   tensors.q.SetGlobalBuffer((__gm__ DTYPE_Q*)q);
   tensors.k.SetGlobalBuffer((__gm__ DTYPE_Q*)k);

@@ -124,7 +124,6 @@ class WeightsGradVector {
                               TPipe* pipe) {
     t_ = tiling;
     g_ = tensors;
-    width_ = round_up(t_.head_dim, kFractal);
     pipe->InitBuffer(loads_, kWeightsGradUbLoads);
     pipe->InitBuffer(floats_, kWeightsGradUbFloats);
     pipe->InitBuffer(grads_, kWeightsGradUbGrads);
@@ -325,7 +324,6 @@ class WeightsGradVector {
   Staging<T> staging_;
   LocalTensor<float> p_, dp_, blocks_;
   LocalTensor<T> ds_;
-  int32_t width_;
   int32_t loaded_ = 0, used_ = 0, stored_ = 0;  // pairs so far; the slot is their parity
   TBuf<TPosition::VECIN> loads_;
   TBuf<TPosition::VECOUT> grads_, stats_;

@@ -42,6 +42,8 @@ constexpr int kEvents = 8;       // event ids per pair of pipes
 constexpr int kCrossFlags = 16;  // cross-core flags per core
 constexpr int kCrossMax = 15;    // largest value of a cross-core counter
 constexpr uint32_t kGranule = 32;
+extern const char* const kCoreNames[kCores];
+extern const char* const kPipeNames[kPipes];
 
 // Broken rule of the device, or a detected race.
 struct Fault : std::runtime_error {

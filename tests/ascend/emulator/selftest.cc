@@ -135,6 +135,28 @@ void cross(int sets, uint16_t flag) {
   }
 }
 
+// The four vector cores of two blocks each leave a quarter of the workspace and, after a meeting,
+// take over the quarter of a core of the other block.
+template <pipe_t pipe>
+void meet(bool set, bool wait, int absent = -1) {
+  if (ASCEND_IS_AIC) return;
+  TPipe tpipe;
+  TBuf<TPosition::VECIN> buffer;
+  tpipe.InitBuffer(buffer, kCount);
+  constexpr int kQuarter = kCount / 4;
+  const int64_t me = GetBlockIdx();
+  LocalTensor<float> x = buffer.Get<float>();
+  Duplicate(x, static_cast<float>(me), kQuarter);
+  SetFlag<HardEvent::V_MTE3>(0), WaitFlag<HardEvent::V_MTE3>(0);
+  DataCopy(global(workspace)[me * kQuarter], x, kQuarter);
+  if (set && me != absent) CrossCoreSetFlag<0, pipe>(3);
+  if (wait) CrossCoreWaitFlag(3);
+  SetFlag<HardEvent::MTE3_MTE2>(0), WaitFlag<HardEvent::MTE3_MTE2>(0);
+  DataCopy(x, global(workspace)[(3 - me) * kQuarter], kQuarter);
+  SetFlag<HardEvent::MTE2_MTE3>(0), WaitFlag<HardEvent::MTE2_MTE3>(0);
+  DataCopy(global(output)[me * kQuarter], x, kQuarter);
+}
+
 uint64_t past_lane[2] = {1, 1};
 const DataCopyExtParams kManyBlocks(4096, 32, 0, 0, 0), kLongBlock(1, 2097152, 0, 0, 0),
     kOddBlock(1, 6, 0, 0, 0);
@@ -143,6 +165,7 @@ struct Program {
   const char* name;
   const char* fault;  // part of the expected report; empty: must pass
   std::function<void()> kernel;
+  int blocks = 1;
 };
 
 const std::vector<Program>& programs() {
@@ -251,6 +274,16 @@ const std::vector<Program>& programs() {
          if (ASCEND_IS_AIC)
            for (int i = 0; i < 16; ++i) CrossCoreSetFlag<2, PIPE_FIX>(0);
        }},
+      {"two blocks meet", "", [] { meet<PIPE_MTE3>(true, true); }, 2},
+      {"two blocks that do not meet", "share", [] { meet<PIPE_MTE3>(false, false); }, 2},
+      {"two blocks that do not wait", "share", [] { meet<PIPE_MTE3>(true, false); }, 2},
+      {"a meeting before the store is done", "share", [] { meet<PIPE_V>(true, true); }, 2},
+      {"a meeting that one core misses", "deadlock", [] { meet<PIPE_MTE3>(true, true, 2); }, 2},
+      {"a cube core at the meeting", "between vector cores",
+       [] {
+         write_all();
+         if (ASCEND_IS_AIC) CrossCoreSetFlag<0, PIPE_FIX>(3);
+       }},
       {"a cross-core flag left over", "not waited for",
        [] {
          write_all();
@@ -264,6 +297,9 @@ const std::vector<Program>& programs() {
 std::string wrong_result(const std::string& name) {
   for (int i = 0; name == "pipeline" && i < kCount; ++i) {
     if (output[i] != 2 * input[i] + 1) return "wrong sum";
+  }
+  for (int i = 0; name == "two blocks meet" && i < kCount; ++i) {
+    if (output[i] != static_cast<float>(3 - i / (kCount / 4))) return "wrong quarter";
   }
   for (int i = 0; name == "matrix product" && i < 32 * 32; ++i) {
     float sum = 0;
@@ -286,7 +322,7 @@ std::string run_once(const Program& program, uint32_t seed) {
   std::fill(output, output + kCount, NAN);
   std::fill(product, product + 32 * 32, NAN);
   try {
-    m.launch(1, seed, program.kernel);
+    m.launch(program.blocks, seed, program.kernel);
   } catch (const emu::Fault& fault) {
     return fault.what();
   }

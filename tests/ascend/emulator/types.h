@@ -21,7 +21,7 @@
   type name;                                             \
   std::memcpy(&name, address, sizeof(type))
 
-using GM_ADDR = uint8_t*;
+#define GM_ADDR __gm__ uint8_t*  // a macro there too: "GM_ADDR a, b" declares one pointer
 using half = _Float16;
 
 // The upper half of a float, rounded to nearest even.
