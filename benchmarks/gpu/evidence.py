@@ -33,6 +33,7 @@ SANITIZER_COLUMNS = ("tool", "status", "detail", "seconds")
 RESTART = 3  # exit status of a worker whose GPU context is broken
 MAX_RESTARTS = 8
 GRACE = 60.0  # seconds that a worker may need to finish the row it is at
+LAST_GRACE = 10.0  # the same when the slot is over
 
 
 @dataclass
@@ -106,7 +107,11 @@ def work(run: Run, name: str, options: list[str], seconds: float, keys: Keys) ->
             "--seconds",
             f"{left:.0f}",
         ]
-        status, output = run_process(module, left + GRACE)
+        # Rows are on disk as they come: what the end of the slot cuts off is measured next time.
+        status, output = run_process(module, min(left + GRACE, run.left + LAST_GRACE))
+        if status is None and run.left <= 0:
+            run.log(f"== {name}: the slot ended\n{output}")
+            return
         run.log(f"== {name} {' '.join(options)}: exit status {status}\n{output}")
         if status == 0:
             return

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cuda.capi import Library, Problem, tensor
+from benchmarks.gpu.aot import OperatorError
+from benchmarks.gpu.memory import Arrays, HostMemory
+from benchmarks.gpu.operators import Calls, PackedCalls
+from tests.cases import Case, make_dp, make_inputs
+from tests.cuda.capi import ARGUMENTS, PTR, CTensor, Library, Problem, tensor
 from tests.cuda.model import ROOT
 
 PATH = ROOT / "alibi_kernels" / "_lib" / "libalibi_cuda.so"
-OPERATORS = ("AlibiAttentionFwd", "AlibiAttentionBwd", "AlibiWeightsFwd", "AlibiWeightsBwd")
+OPERATORS = tuple(
+    f"Alibi{name}{way}" for name in ("Attention", "Weights", "Packed") for way in ("Fwd", "Bwd")
+)
 
 pytestmark = pytest.mark.skipif(
     not PATH.exists(), reason="libalibi_cuda.so was not built: nvcc was not found, or it is off"
@@ -40,13 +46,15 @@ def test_the_entry_points_and_the_operators_are_exported_and_no_kernel_is() -> N
     names = symbols()
     contract = ("fwd", "bwd", "weights_fwd", "weights_bwd")
     assert {f"alibi_attention_{name}" for name in contract} <= set(names)
-    assert set(OPERATORS) <= set(names)
+    parts = ("", "Init", "InferShape", "InferType")
+    assert {operator + part for operator in OPERATORS for part in parts} <= set(names)
     assert not [name for name in names if "cuda" in name and "alibi" in name.lower()]
 
 
 def test_the_runtime_of_another_cuda_version_may_be_in_the_process() -> None:
     needed = subprocess.run(["ldd", str(PATH)], capture_output=True, text=True, check=True).stdout
     assert "libcudart" not in needed
+    assert "libcuda.so" not in needed  # the driver: it loads where there is none
 
 
 def test_it_says_what_it_is(library: Library) -> None:
@@ -57,28 +65,58 @@ def test_it_says_what_it_is(library: Library) -> None:
     assert "cuda-sm80" in info["implementations"]
 
 
-def test_without_a_gpu_a_call_returns_a_status(library: Library) -> None:
+def outcomes_with_host_memory() -> dict[str, str]:
+    """What each entry point and each operator says when it is called without a GPU."""
+    case = Case("no-gpu", 1, 2, 2, 8, 8, 64, layout="BSND")
+    x = make_inputs(case, "float16")
+    library, arrays = Library(PATH), Arrays(HostMemory())
+    problem = Problem(1, 2, 2, 8, 8, 64, "float16", 0.125)
+    found = {}
+    for name, arguments in ARGUMENTS.items():
+        fields = dict(arguments._fields_)
+        memory = np.zeros(64 * 8 * 8, np.float32)
+        place = {CTensor: tensor(memory.ctypes.data, x.q.shape, "BSND"), PTR: memory.ctypes.data}
+        names = fields.keys() - {"problem", "spans", "segments", "options"}
+        status = library.status(name, problem, **{n: place[fields[n]] for n in names})
+        found[name] = f"{status}: {library.last_error()}"
+    rows = [arrays.empty(x.q.shape, x.q.dtype), arrays.of(x.dlse)]
+    p = arrays.empty((1, 2, 8, 8), x.q.dtype)
+    for make in (Calls, PackedCalls):
+        calls = make(PATH, arrays, case, "float16", x)
+        calls.results, calls.p = rows, p
+        for method in ("forward", "backward", "weights", "weights_backward"):
+            if make is PackedCalls and "weights" in method:
+                continue
+            try:
+                getattr(calls, method)(*[make_dp(case, "float16")] * (method == "weights_backward"))
+                found[f"{make.__name__}.{method}"] = "ok"
+            except OperatorError as error:
+                found[f"{make.__name__}.{method}"] = str(error)
+    return found
+
+
+def test_without_a_gpu_every_call_returns_a_status() -> None:
     """In a process of its own: where there is a GPU, host pointers would end it."""
-    code = "from tests.cuda.test_library import call_with_host_memory as f; print(f())"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     if shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU")
+    code = "import json; from tests.cuda.test_library import outcomes_with_host_memory as f"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(json.dumps(f()))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
-    status, text = run.stdout.strip().split(" ", 1)
-    assert status == "device"
-    assert text.startswith("cudaGetDevice: ")
-
-
-def call_with_host_memory() -> str:
-    library = Library(PATH)
-    x, slopes, lse = np.zeros((1, 1, 8, 64), np.float16), np.ones(1, np.float32), np.zeros(8, "f4")
-    every = dict.fromkeys(("q", "k", "v", "out"), tensor(x.ctypes.data, x.shape, "BNSD"))
-    problem = Problem(1, 1, 1, 8, 8, 64, "float16", 0.125)
-    places = {"slopes": slopes.ctypes.data, "lse": lse.ctypes.data}
-    status = library.status("alibi_attention_fwd", problem, **every, **places)
-    return f"{status} {library.last_error()}"
+    found = json.loads(run.stdout)
+    assert len(found) == len(ARGUMENTS) + len(OPERATORS)
+    for name, said in found.items():
+        if name in ARGUMENTS:
+            assert said.startswith("device: cudaGetDevice: "), name
+        else:
+            words = 'status "device": the accelerator reported an error, or there is none'
+            assert said.startswith("alibi_attention"), name
+            assert words in said, name
 
 
 def disassembler() -> str | None:
