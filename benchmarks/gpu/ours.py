@@ -59,6 +59,6 @@ def providers(library: Path, place: Any) -> list[Provider]:
         return Provider(name, "ours", "ctypes", make, lambda case: [], note)
 
     return [
-        row("ours, dense", False, "prune off"),
-        row("ours, pruned", True, "prune on: tiles beyond the bound are not visited"),
+        row("ours, dense", False, "prune off; the backward has the slopes' gradient"),
+        row("ours, pruned", True, "prune on; the backward has the slopes' gradient"),
     ]

@@ -9,7 +9,9 @@ and the copy engine of Hopper must print is arithmetic, and computed here (sm90)
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from tests.cases import NUMPY_DTYPES
 from tests.cuda.model import FLAGS, MODEL, ROOT
 
 SOURCES = MODEL / "conformance"
+BUILD = ROOT / "build" / "conformance"
 GOLDEN = ROOT / "tests" / "data" / "cuda_conformance"
 SM90_HEADER = ROOT / "csrc" / "cuda" / "sm90" / "device.cuh"
 THREADS = 128  # of the sm90 probes, but for barrier_phases
@@ -31,13 +34,22 @@ Probe = dict[str, str]
 Document = dict[str, Any]  # {"platform", "probes": {name: {"compare", "in", "out"}}}
 
 
-def build_model(folder: Path) -> Path:
-    """The sm80 probes on the CPU model."""
-    program = folder / "conformance_model"
+def build_model() -> Path:
+    """The sm80 probes on the CPU model; built once per content of the sources."""
+    digest = hashlib.sha256()
+    for folder in (ROOT / "csrc" / "cuda", MODEL / "simt", SOURCES):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(path.read_bytes())
+    program = BUILD / f"model-{digest.hexdigest()[:16]}"
+    if program.exists():
+        return program
+    BUILD.mkdir(parents=True, exist_ok=True)
     simt = [MODEL / "simt" / name for name in ("machine.cc", "races.cc", "control.cc")]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{SOURCES}"]
     command = ["g++", "-x", "c++", *FLAGS, *includes, str(SOURCES / "sm80.cu"), *map(str, simt)]
-    subprocess.run([*command, "-o", str(program)], check=True)
+    part = f"{program}.{os.getpid()}"
+    subprocess.run([*command, "-o", part], check=True)
+    os.replace(part, program)
     return program
 
 
@@ -183,14 +195,13 @@ def arithmetic(document: Document) -> Document:
 def record(folder: Path, capability: str) -> dict[str, list[str]]:
     """Runs what a GPU of this capability can run, into `folder`; per program what differs. Without
     one ("") the model takes the GPU's place: a rehearsal, which is no golden data."""
-    build = ROOT / "build" / "conformance"
-    for path in (folder, build):
+    for path in (folder, BUILD):
         path.mkdir(parents=True, exist_ok=True)
-    model = run(build_model(build))
-    found = {"sm80": run(build_cuda("sm80", capability, build)) if capability else model}
+    model = run(build_model())
+    found = {"sm80": run(build_cuda("sm80", capability, BUILD)) if capability else model}
     verdicts = {"sm80": differences(model, found["sm80"])}
     if capability == "90" and SM90_HEADER.exists():
-        found["sm90"] = run(build_cuda("sm90", "90a", build))
+        found["sm90"] = run(build_cuda("sm90", "90a", BUILD))
         verdicts["sm90"] = differences(found["sm90"], arithmetic(found["sm90"]))
     for name, document in found.items():
         text = json.dumps(document, indent=1, sort_keys=True)

@@ -17,10 +17,10 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was n
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program() -> Path:
     if shutil.which("g++") is None:
         pytest.skip("the CPU model needs g++")
-    return conformance.build_model(tmp_path_factory.mktemp("conformance"))
+    return conformance.build_model()
 
 
 @pytest.fixture(scope="module")
