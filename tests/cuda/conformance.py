@@ -4,7 +4,8 @@
 
 tests/cuda/conformance/*.cu print what went in and what came out. What a GPU printed is committed as
 tests/data/cuda_conformance/<name>.json; the model must print the same (sm80). What the tensor cores
-and the copy engine of Hopper must print is arithmetic, and computed here (sm90).
+and the copy engine of Hopper must print is arithmetic, and computed here (sm90): both a GPU and the
+model are held to it.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ SOURCES = MODEL / "conformance"
 BUILD = ROOT / "build" / "conformance"
 GOLDEN = ROOT / "tests" / "data" / "cuda_conformance"
 SM90_HEADER = ROOT / "csrc" / "cuda" / "sm90" / "device.cuh"
+SM90_MODEL = MODEL / "simt" / "hopper_device.h"
 THREADS = 128  # of the sm90 probes, but for barrier_phases
 
 Probe = dict[str, str]
 Document = dict[str, Any]  # {"platform", "probes": {name: {"compare", "in", "out"}}}
 
 
-def build_model() -> Path:
-    """The sm80 probes on the CPU model; built once per content of the sources."""
-    digest = hashlib.sha256()
+def build_model(name: str) -> Path:
+    """sm80.cu or sm90.cu on the CPU model; built once per content of the sources."""
+    digest = hashlib.sha256(name.encode())
     for folder in (ROOT / "csrc" / "cuda", MODEL / "simt", SOURCES):
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             digest.update(path.read_bytes())
@@ -44,9 +46,9 @@ def build_model() -> Path:
     if program.exists():
         return program
     BUILD.mkdir(parents=True, exist_ok=True)
-    simt = [MODEL / "simt" / name for name in ("machine.cc", "races.cc", "control.cc")]
+    simt = [p for p in sorted((MODEL / "simt").glob("*.cc")) if not p.name.startswith("selftest")]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{SOURCES}"]
-    command = ["g++", "-x", "c++", *FLAGS, *includes, str(SOURCES / "sm80.cu"), *map(str, simt)]
+    command = ["g++", "-x", "c++", *FLAGS, *includes, str(SOURCES / f"{name}.cu"), *map(str, simt)]
     part = f"{program}.{os.getpid()}"
     subprocess.run([*command, "-o", part], check=True)
     os.replace(part, program)
@@ -197,7 +199,7 @@ def record(folder: Path, capability: str) -> dict[str, list[str]]:
     one ("") the model takes the GPU's place: a rehearsal, which is no golden data."""
     for path in (folder, BUILD):
         path.mkdir(parents=True, exist_ok=True)
-    model = run(build_model())
+    model = run(build_model("sm80"))
     found = {"sm80": run(build_cuda("sm80", capability, BUILD)) if capability else model}
     verdicts = {"sm80": differences(model, found["sm80"])}
     if capability == "90" and SM90_HEADER.exists():

@@ -20,7 +20,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was n
 def program() -> Path:
     if shutil.which("g++") is None:
         pytest.skip("the CPU model needs g++")
-    return conformance.build_model()
+    return conformance.build_model("sm80")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,16 @@ def test_what_a_hopper_gpu_did_is_what_the_manual_says() -> None:
     document = json.loads(recorded.read_text())
     assert document["platform"] == "cuda"
     assert differences(document, conformance.arithmetic(document)) == []
+
+
+def test_the_model_of_hopper_does_what_the_manual_says() -> None:
+    if not (conformance.SM90_HEADER.exists() and conformance.SM90_MODEL.exists()):
+        pytest.skip("this version has no csrc/cuda/sm90, or no model of it")
+    program = conformance.build_model("sm90")
+    for seed in ("0", "1"):
+        document = conformance.run(program, seed)
+        assert len(document["probes"]) >= 7
+        assert differences(document, conformance.arithmetic(document)) == []
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])

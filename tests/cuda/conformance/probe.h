@@ -132,6 +132,7 @@ inline const char* run(const Probe& probe, const std::vector<uint32_t>& in,
   auto* source = static_cast<uint32_t*>(simt::allocate(in.size() * 4));
   memcpy(source, in.data(), in.size() * 4);
   const uint32_t* input = source;
+  if (probe.prepare != nullptr && !probe.prepare(source)) return "it cannot be prepared";
   const cudaError_t error =
       simt::launch(probe.kernel, 1, probe.threads, probe.shared_bytes, input, out->data());
   simt::release(source);
@@ -152,7 +153,7 @@ inline const char* run(const Probe& probe, const std::vector<uint32_t>& in,
   note(cudaFuncSetAttribute(reinterpret_cast<const void*>(probe.kernel),
                             cudaFuncAttributeMaxDynamicSharedMemorySize, probe.shared_bytes));
   if (error == cudaSuccess && probe.prepare != nullptr && !probe.prepare(source))
-    note(cudaErrorInvalidValue);
+    return "it cannot be prepared";
   if (error == cudaSuccess) {
     // clang-format off
     probe.kernel<<<1, probe.threads, static_cast<size_t>(probe.shared_bytes)>>>(source, target);
@@ -172,9 +173,15 @@ inline void print_words(const char* name, const std::vector<uint32_t>& words) {
   printf("\"");
 }
 
-// Runs all probes and prints the document; the exit status of the program.
+// Runs all probes and prints the document; the exit status of the program, whose argument is the
+// seed of the model's schedule.
 template <int kCount>
-int run_all(const Probe (&probes)[kCount]) {
+int run_all(const Probe (&probes)[kCount], int count, char** arguments) {
+#ifdef ALIBI_CPU_MODEL
+  simt::config.seed = count > 1 ? strtoull(arguments[1], nullptr, 10) : 0;
+#else
+  static_cast<void>(count), static_cast<void>(arguments);
+#endif
   printf("{\"platform\": \"%s\", \"probes\": {", kPlatform);
   const char* separator = "\n";
   for (const Probe& probe : probes) {

@@ -156,11 +156,4 @@ constexpr Probe kProbes[] = {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-#ifdef ALIBI_CPU_MODEL
-  simt::config.seed = count > 1 ? strtoull(arguments[1], nullptr, 10) : 0;
-#else
-  static_cast<void>(count), static_cast<void>(arguments);
-#endif
-  return run_all(kProbes);
-}
+int main(int count, char** arguments) { return run_all(kProbes, count, arguments); }
