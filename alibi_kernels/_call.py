@@ -30,6 +30,10 @@ except ImportError as missing:
 Array = NDArray[Any]
 Stats = dict[str, int]
 
+NORM_KEYS = 16  # ALIBI_NORM_KEYS of csrc/alibi_attention.h
+# What an entry point returns after its status.
+_COUNTERS = ("tiles_visited", "tiles_allowed", "decode_rows", "tiles_scored")
+
 
 def isas() -> list[dict[str, Any]]:
     """The instruction sets of the kernels, best first: {"name", "built", "supported"} each.
@@ -49,7 +53,7 @@ class _Plan:
     """A kind of call that keeps the rules: what is the same for all calls alike.
 
     Kinds of arrays: "q" and "k" are like those (in the call's layout); "p" is [B, Hq, Sq, Sk] and
-    "lse" [B, Hq, Sq] in every layout; "slopes" is [Hq].
+    "lse" [B, Hq, Sq] in every layout; "slopes" is [Hq]; "key_norms" is [B, Hkv, ceil(Sk / 16)].
     """
 
     native: _native.Call
@@ -117,6 +121,7 @@ def _make_plan(
         "p": ((*rows, call.len_k), q[1]),
         "lse": (rows, float32),
         "slopes": ((call.heads_q,), float32),
+        "key_norms": ((call.batch, call.heads_kv, -(-(call.len_k or 0) // NORM_KEYS)), float32),
     }
     return _Plan(native, kinds, call.len_k or 0, call.causal)
 
@@ -219,13 +224,13 @@ class Call:
         pairs = zip(kinds.items(), arrays, strict=True)
         return tuple(self.make(name, array, kind) for (name, kind), array in pairs)
 
-    def run(self, entry: Callable[..., tuple[int, int, int]], stats: Stats | None) -> None:
+    def run(self, entry: Callable[..., tuple[int, ...]], stats: Stats | None) -> None:
         """Calls the entry point; raises for any status but "ok"."""
-        status, visited, allowed = entry(self._plan.native, *self._arrays)
+        status, *counters = entry(self._plan.native, *self._arrays)
         if status:
             raise self._complaint(status)
         if stats is not None:
-            stats["tiles_visited"], stats["tiles_allowed"] = visited, allowed
+            stats.update(zip(_COUNTERS, counters, strict=True))
 
     def _complaint(self, status: int) -> Exception:
         """What the entry point refused, in the words of the rules; nothing was computed."""

@@ -11,7 +11,7 @@ from typing import Any
 
 # ALIBI_ABI_VERSION of csrc/alibi_attention.h: the layout of the structs that this package was
 # written for.
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 DIRECTORY = Path(__file__).resolve().parent / "_lib"
 

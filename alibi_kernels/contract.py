@@ -263,7 +263,7 @@ def _check_tensors(op: str, tensors: dict[str, Spec], layout: str) -> dict[str, 
     dtype = next(iter(tensors.values())).dtype
     sizes = {}
     for name, x in tensors.items():
-        sizes[name] = _sizes(op, name, x.shape, layout)
+        sizes[name] = sizes_of(op, name, x.shape, layout)
         if x.dtype not in DTYPES:
             raise error("dtype.unsupported", op, name=name, got=x.dtype, names=names)
         if x.dtype != dtype:
@@ -361,7 +361,8 @@ def _signature(
     )
 
 
-def _sizes(op: str, name: str, shape: tuple[int | None, ...], layout: str) -> _Sizes:
+def sizes_of(op: str, name: str, shape: tuple[int | None, ...], layout: str) -> _Sizes:
+    """Batch, heads, length and head_dim of a tensor; ValueError if it has not four axes."""
     if shape == _UNKNOWN_RANK:
         return _Sizes(None, None, None, None)
     if len(shape) != 4:

@@ -16,7 +16,9 @@ Arguments that all functions share:
     prune         True: skip keys that provably cannot change the result; False: read all
     threads       None = the OpenMP default
     isa           a name of isas(); None = ALIBI_CPU_ISA, or the best one
-    stats         a dict to fill: "tiles_visited" of "tiles_allowed" key tiles were computed
+    stats         a dict to fill: "tiles_visited" of "tiles_allowed" key tiles entered the result.
+                  "decode_rows" query rows took the decode path, which read the keys of
+                  "tiles_scored" tiles
     out, grads    arrays to write the results to (not overlapping the inputs); None allocates
 
 They raise TypeError or ValueError before anything is computed, when an argument breaks a rule of
@@ -27,7 +29,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alibi_kernels._call import Array, Call, Stats, _native
+import numpy as np
+
+from alibi_kernels import contract
+from alibi_kernels._call import NORM_KEYS, Array, Call, Stats, _native
 from alibi_kernels._call import isas as isas
 
 
@@ -45,6 +50,7 @@ def attention_forward(
     prune: bool = True,
     threads: int | None = None,
     isa: str | None = None,
+    key_norms: Array | None = None,
     out: Array | tuple[Array | None, Array | None] | None = None,
     stats: Stats | None = None,
 ) -> tuple[Array, Array]:
@@ -54,6 +60,8 @@ def attention_forward(
     out_i = sum_j exp(s_ij - lse_i) v_j
 
     Args:
+        key_norms: what key_norms() returned for k, so that a pruned call need not read keys that
+            do not matter: worth keeping beside a cache.
         out: an array like q, or a tuple (out, lse).
 
     Returns:
@@ -61,6 +69,7 @@ def attention_forward(
     """
     options = (scale, causal, bias, input_layout, prune, threads, isa)
     call = Call("attention_forward", q, k, v, slopes, spans, *options)
+    call.take("key_norms", key_norms, "key_norms", optional=True)
     given = out if isinstance(out, tuple) else (out, None)
     results = call.make("out", given[0], "q"), call.make("lse", given[1], "lse")
     call.run(_native.attention_fwd, stats)
@@ -173,3 +182,48 @@ def attention_weights_backward(
     results = call.make_all({"dq": "q", "dk": "k", "dslopes": "slopes"}, grads)
     call.run(_native.weights_bwd, stats)
     return results
+
+
+def key_norms(
+    k: Array, *, start: int = 0, norms: Array | None = None, input_layout: str = "BNSD"
+) -> Array:
+    """The largest norm of each 16 keys, for attention_forward(key_norms=...).
+
+    norms[b, h, t] = max |k_j| over the keys j of [16 t, 16 t + 16)
+
+    Args:
+        k: keys that stand at the positions from `start` on.
+        start: position of the first of them.
+        norms: [B, Hkv, blocks] float32, at least as many blocks as the keys reach, raised in place:
+            append to a cache, or overwrite parts of it, and the entries stay upper bounds.
+            None = new, and as short as the keys allow.
+
+    Returns:
+        [B, Hkv, ceil((start + Sk) / 16)] float32, or `norms`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule; nothing was changed.
+    """
+    op = "key_norms"
+    contract.require_type("k", k, np.ndarray, op=op)
+    contract.check_choice("input_layout", input_layout, contract.LAYOUTS, op=op)
+    contract.sizes_of(op, "k", k.shape, input_layout)
+    if type(start) is not int or start < 0:
+        raise contract.error("start.range", op, got=repr(start))
+    keys = k if input_layout == "BNSD" else k.transpose(0, 2, 1, 3)
+    batch, heads, count, _ = keys.shape
+    blocks = -(-(start + count) // NORM_KEYS)
+    if norms is None:
+        norms = np.zeros((batch, heads, blocks), np.float32)
+    contract.require_type("norms", norms, np.ndarray, op=op)
+    if norms.ndim != 3 or norms.shape[:2] != (batch, heads) or norms.shape[2] < blocks:
+        want = f"({batch}, {heads}, at least {blocks})"
+        raise contract.error("array.shape", op, name="norms", want=want, shape=norms.shape)
+    if norms.dtype != np.float32:
+        raise contract.error("array.dtype", op, name="norms", want="float32", got=norms.dtype)
+    norm = np.sqrt(np.square(keys.astype(np.float32)).sum(axis=3))
+    for t in range(start // NORM_KEYS, blocks):
+        first = t * NORM_KEYS - start
+        part = norm[:, :, max(0, first) : first + NORM_KEYS]
+        np.maximum(norms[:, :, t], part.max(axis=2), out=norms[:, :, t])
+    return norms

@@ -188,6 +188,7 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "{name} must be C-contiguous to be written to, but {name}.strides = {strides}.",
     ),
     "array.readonly": (ValueError, "{name} is read-only; pass an array that can be written to."),
+    "start.range": (ValueError, "start must be an integer of at least 0, got {got}."),
     "grads.length": (
         ValueError,
         "grads must be a tuple of {want} arrays or None, {names}; got {got}.",

@@ -32,10 +32,13 @@ extern "C" {
 
 // Raised whenever a struct or a meaning below changes. alibi_kernels/_library.py refuses a library
 // with another number.
-#define ALIBI_ABI_VERSION 1
+#define ALIBI_ABI_VERSION 2
 
 // Largest head_dim that the fused kernels take; larger ones run on the reference.
 #define ALIBI_MAX_HEAD_DIM 256
+
+// Keys of one entry of AlibiAttentionFwdArgs.key_norms.
+#define ALIBI_NORM_KEYS 16
 
 // Status codes. The lower-case name (alibi_status_name) is the key of the rule in
 // alibi_kernels/contract.py that owns the message text; Python checks the same rule first, so a
@@ -93,8 +96,10 @@ typedef struct AlibiProblem {
 
 // Work counters, written when the caller asks for them (tests and benchmarks).
 typedef struct AlibiStats {
-  int64_t tiles_visited;  // key tiles whose scores were computed
+  int64_t tiles_visited;  // key tiles that entered the result
   int64_t tiles_allowed;  // key tiles that hold at least one allowed pair
+  int64_t decode_rows;    // CPU, forward: query rows that took the decode path
+  int64_t tiles_scored;   // of the decode path: key tiles whose keys were read
 } AlibiStats;
 
 // How the CPU backend runs a call. Null pointer or zero fields mean the default. Other backends
@@ -117,6 +122,11 @@ typedef struct AlibiAttentionFwdArgs {
   AlibiTensor out;          // [B, Hq, Sq, D], written in full
   float* lse;               // [B, Hq, Sq] contiguous, written in full
   const AlibiOptions* options;  // may be null
+  // [B, Hkv, ceil(Sk / ALIBI_NORM_KEYS)] contiguous, may be null. Entry t is at least |k_j|, summed
+  // in float32, for every allowed key j of [t, t + 1) * ALIBI_NORM_KEYS. A cache that keeps them
+  // spares a pruned call from reading keys in order to know that they do not matter. CPU; others
+  // ignore it.
+  const float* key_norms;
 } AlibiAttentionFwdArgs;
 
 // alibi_attention, backward. P is recomputed from lse; delta_i = <dout_i, out_i> - dlse_i.

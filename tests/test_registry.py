@@ -135,7 +135,7 @@ def test_library_of_another_version(
             return _library.ABI_VERSION + 1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda path: Old)
-    with pytest.raises(_library.LibraryError, match=r"has ABI version 2, but .* needs 1"):
+    with pytest.raises(_library.LibraryError, match=r"has ABI version 3, but .* needs 2"):
         _library.load("cpu")
 
 

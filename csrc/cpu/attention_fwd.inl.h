@@ -262,7 +262,7 @@ void attention_fwd_item(const void* context, int64_t index, float* scratch) {
 template <class V>
 int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const AlibiProblem& p = a.problem;
-  KeyNormTable<V> norms(p, a.k, a.spans);
+  KeyNormTable<V> norms(p, a.k, a.spans, a.key_norms);
   const int32_t status = norms.fill(threads);
   if (status != ALIBI_OK) return status;
   const HeadOrder order(p, a.slopes);

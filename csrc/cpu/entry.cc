@@ -43,7 +43,7 @@ int32_t run(const Args* args, int32_t (*IsaKernels::*kernel)(const Args&, int)) 
   const AlibiOptions* options = args->options;
   const Isa* isa = select_isa(options != nullptr ? options->isa : nullptr);
   if (isa == nullptr) return ALIBI_ISA;
-  if (options != nullptr && options->stats != nullptr) *options->stats = {0, 0};
+  if (options != nullptr && options->stats != nullptr) *options->stats = {};
   const int threads =
       options != nullptr && options->threads > 0 ? options->threads : default_threads();
   return (isa->kernels->*kernel)(*args, threads);

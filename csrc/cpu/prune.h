@@ -33,7 +33,7 @@
 namespace alibi::cpu {
 namespace {
 
-constexpr int kNormBlock = 16;  // keys per entry of the tables below
+constexpr int kNormBlock = ALIBI_NORM_KEYS;  // keys per entry of the tables below
 constexpr float kNormFactor = 1.0f + 0x1p-12f;
 constexpr float kNormFloor = 256 * 0x1p-126f;
 constexpr float kPruneBits = 24.0f;
@@ -47,6 +47,13 @@ struct KeyNorms {
 };
 
 ALIBI_INLINE int64_t norm_blocks(int64_t len_k) { return (len_k + kNormBlock - 1) / kNormBlock; }
+
+// What the bound needs besides norms and bias, log2 units: the geometric series, 2^-24 per row, one
+// bit more for each of two sides.
+ALIBI_INLINE float prune_constant(const AlibiProblem& p, float slope) {
+  const double geometric = -::log2(-::expm1(-static_cast<double>(slope)));
+  return static_cast<float>(geometric) + kPruneBits + kSlack + (p.causal != 0 ? 0.0f : 1.0f);
+}
 
 // A problem that the bound can say something about: it needs rows enough to pay for reading the key
 // norms.
@@ -65,21 +72,40 @@ float squared_norm(const T* x, int dim) {
   return V::reduce_add(sum);
 }
 
-// Fills prefix[blocks] and suffix[blocks] (adjacent) for the keys [kv_start, kv_end) of one head.
+ALIBI_INLINE float enlarged_norm(float squares) {
+  return __builtin_sqrtf(squares + kNormFloor) * kNormFactor;
+}
+
+// The largest squared norm of the keys [begin, end).
 template <class V>
-void fill_key_norms(const HeadView& k, const Span& span, int dim, int64_t blocks, float* prefix) {
+float largest_square(const HeadView& k, int64_t begin, int64_t end, int dim) {
+  float largest = 0.0f;
+  with_row(k, 0, [&](const auto* rows) {
+    for (int64_t j = begin; j < end; ++j) {
+      const float norm = squared_norm<V>(rows + j * k.stride, dim);
+      if (norm > largest) largest = norm;
+    }
+  });
+  return largest;
+}
+
+// Fills prefix[blocks] and suffix[blocks] (adjacent) for the keys [kv_start, kv_end) of one head,
+// from its keys or from the norms that the caller keeps, [blocks]. A norm that is no bound at all
+// (NaN, negative) counts as inf.
+template <class V>
+void fill_key_norms(const HeadView& k, const float* kept, const Span& span, int dim, int64_t blocks,
+                    float* prefix) {
   float* suffix = prefix + blocks;
   for (int64_t t = 0; t < blocks; ++t) {
     const int64_t begin = max_int64(span.kv_start, t * kNormBlock);
     const int64_t end = min_int64(span.kv_end, (t + 1) * kNormBlock);
-    float largest = 0.0f;
-    with_row(k, 0, [&](const auto* rows) {
-      for (int64_t j = begin; j < end; ++j) {
-        const float norm = squared_norm<V>(rows + j * k.stride, dim);
-        if (norm > largest) largest = norm;
-      }
-    });
-    suffix[t] = __builtin_sqrtf(largest + kNormFloor) * kNormFactor;
+    if (kept == nullptr) {
+      suffix[t] = enlarged_norm(largest_square<V>(k, begin, end, dim));
+    } else if (begin < end) {
+      suffix[t] = kept[t] >= 0.0f ? enlarged_norm(kept[t] * kept[t]) : __builtin_inff();
+    } else {
+      suffix[t] = 0.0f;
+    }
     prefix[t] = t > 0 && prefix[t - 1] > suffix[t] ? prefix[t - 1] : suffix[t];
   }
   for (int64_t t = blocks - 2; t >= 0; --t) {
@@ -87,15 +113,17 @@ void fill_key_norms(const HeadView& k, const Span& span, int dim, int64_t blocks
   }
 }
 
-// The key norms of every (batch, key head) of a call.
+// The key norms of every (batch, key head) of a call: computed, or `kept` by the caller.
 template <class V>
 class KeyNormTable {
  public:
-  KeyNormTable(const AlibiProblem& p, const AlibiTensor& k, const int32_t* spans)
+  KeyNormTable(const AlibiProblem& p, const AlibiTensor& k, const int32_t* spans,
+               const float* kept = nullptr, bool wanted = true)
       : problem_(p),
         k_(k),
         spans_(spans),
-        wanted_(prunable(p)),
+        kept_(kept),
+        wanted_(wanted && prunable(p)),
         blocks_(norm_blocks(p.len_k)),
         buffer_(wanted_ ? sizeof(float) * 2 * blocks_ * p.batch * p.heads_kv : 0) {}
 
@@ -103,7 +131,8 @@ class KeyNormTable {
     if (!wanted_) return ALIBI_OK;
     if (buffer_.data() == nullptr) return ALIBI_OUT_OF_MEMORY;
     const int64_t heads = problem_.batch * problem_.heads_kv;
-    const double flops = 2.0 * heads * problem_.len_k * problem_.head_dim;
+    const double flops =
+        2.0 * heads * (kept_ == nullptr ? problem_.len_k * problem_.head_dim : blocks_);
     return run_items(heads, threads, flops, 0, &KeyNormTable::fill_head, this);
   }
 
@@ -118,6 +147,7 @@ class KeyNormTable {
     const auto& self = *static_cast<const KeyNormTable*>(context);
     const int64_t b = index / self.problem_.heads_kv, h = index % self.problem_.heads_kv;
     fill_key_norms<V>(head_view(self.k_, self.problem_.dtype, b, h),
+                      self.kept_ == nullptr ? nullptr : self.kept_ + index * self.blocks_,
                       span_of(self.problem_, self.spans_, b),
                       static_cast<int>(self.problem_.head_dim), self.blocks_,
                       self.buffer_.floats() + 2 * self.blocks_ * index);
@@ -126,6 +156,7 @@ class KeyNormTable {
   const AlibiProblem& problem_;
   const AlibiTensor& k_;
   const int32_t* spans_;
+  const float* kept_;  // [B, Hkv, blocks], or null
   bool wanted_;
   int64_t blocks_;
   Buffer buffer_;
@@ -142,8 +173,7 @@ class PruneTest {
       : norms_(norms), rows_(rows), q_norm_(q_norm) {
     enabled_ = norms.prefix != nullptr && slope > 0;
     if (!enabled_) return;
-    const double geometric = -::log2(-::expm1(-static_cast<double>(slope)));
-    constant_ = static_cast<float>(geometric) + kPruneBits + kSlack + (p.causal != 0 ? 0.0f : 1.0f);
+    constant_ = prune_constant(p, slope);
     const int lanes = lanes_of<V>(static_cast<int>(p.head_dim));
     const float factor = kNormFactor * Operands<V>::norm_factor(p.scale * kLog2E);
     for (int v = 0; v < rows.vecs * V::kWidth; v += V::kWidth) {

@@ -60,6 +60,12 @@ ALIBI_INLINE void count_work(const AlibiOptions* options, int64_t visited, int64
   __atomic_fetch_add(&options->stats->tiles_allowed, allowed, __ATOMIC_RELAXED);
 }
 
+ALIBI_INLINE void count_decode(const AlibiOptions* options, int64_t scored, int64_t rows) {
+  if (options == nullptr || options->stats == nullptr) return;
+  __atomic_fetch_add(&options->stats->tiles_scored, scored, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&options->stats->decode_rows, rows, __ATOMIC_RELAXED);
+}
+
 }  // namespace
 }  // namespace alibi::cpu
 

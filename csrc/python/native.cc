@@ -39,8 +39,8 @@ struct Call {
   std::optional<std::string> isa;
 };
 
-// Status, tiles_visited, tiles_allowed.
-using Result = std::tuple<int32_t, int64_t, int64_t>;
+// Status, then the counters: tiles_visited, tiles_allowed, decode_rows, tiles_scored.
+using Result = std::tuple<int32_t, int64_t, int64_t, int64_t, int64_t>;
 
 struct Failure {
   AlibiStatus status;
@@ -115,7 +115,7 @@ const float* slopes_of(Array array, const Shape& shape) {
 }
 
 struct Shapes {
-  Shape q, k, lse, p, slopes, spans;
+  Shape q, k, lse, p, slopes, spans, key_norms;
 };
 
 // Fills the problem from q and k, and names the shapes that follow from it.
@@ -137,13 +137,15 @@ Shapes describe(const Call& call, Array q, Array k, AlibiProblem* problem) {
   const auto& [b, hq, hkv, sq, sk, d] =
       std::tie(problem->batch, problem->heads_q, problem->heads_kv, problem->len_q, problem->len_k,
                problem->head_dim);
-  return {{b, hq, sq, d}, {b, hkv, sk, d}, {b, hq, sq}, {b, hq, sq, sk}, {hq}, {b, 3}};
+  const py::ssize_t blocks = (sk + ALIBI_NORM_KEYS - 1) / ALIBI_NORM_KEYS;
+  return {{b, hq, sq, d}, {b, hkv, sk, d}, {b, hq, sq},     {b, hq, sq, sk},
+          {hq},           {b, 3},          {b, hkv, blocks}};
 }
 
 // Runs an entry point on `args` without the GIL.
 template <typename Args>
 Result run(int32_t (*entry)(const Args*, void*), Args* args, const Call& call) {
-  AlibiStats stats{0, 0};
+  AlibiStats stats{};
   AlibiOptions options{call.threads, call.isa ? call.isa->c_str() : nullptr, &stats};
   args->options = &options;
   int32_t status;
@@ -151,7 +153,7 @@ Result run(int32_t (*entry)(const Args*, void*), Args* args, const Call& call) {
     py::gil_scoped_release release;
     status = entry(args, nullptr);
   }
-  return {status, stats.tiles_visited, stats.tiles_allowed};
+  return {status, stats.tiles_visited, stats.tiles_allowed, stats.decode_rows, stats.tiles_scored};
 }
 
 // A failed check is a status too.
@@ -160,12 +162,12 @@ Result guarded(Function function) {
   try {
     return function();
   } catch (const Failure& failure) {
-    return {failure.status, 0, 0};
+    return {failure.status, 0, 0, 0, 0};
   }
 }
 
 Result attention_fwd(const Call& call, Array q, Array k, Array v, Array slopes, Optional spans,
-                     Array out, Array lse) {
+                     Optional key_norms, Array out, Array lse) {
   return guarded([&] {
     AlibiAttentionFwdArgs args{};
     const Shapes shapes = describe(call, q, k, &args.problem);
@@ -176,6 +178,7 @@ Result attention_fwd(const Call& call, Array q, Array k, Array v, Array slopes, 
     args.v = tensor(v, shapes.k, axes, dtype, false);
     args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
+    args.key_norms = vector<float>(key_norms, shapes.key_norms);
     args.out = tensor(out, shapes.q, axes, dtype, true);
     args.lse = vector<float>(lse, shapes.lse, true);
     return run(alibi_attention_fwd, &args, call);

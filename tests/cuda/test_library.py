@@ -60,7 +60,7 @@ def test_the_runtime_of_another_cuda_version_may_be_in_the_process() -> None:
 def test_it_says_what_it_is(library: Library) -> None:
     info = json.loads(library.c.alibi_build_info())
     assert info["backend"] == "cuda"
-    assert info["abi"] == library.c.alibi_abi_version() == 1
+    assert info["abi"] == library.c.alibi_abi_version() == 2
     assert {800, 900} <= set(info["architectures"])
     assert "cuda-sm80" in info["implementations"]
 
