@@ -33,6 +33,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "decode.inl.h"
 #include "exp.inl.h"
 #include "geometry.h"
 #include "micro.inl.h"
@@ -262,6 +263,7 @@ void attention_fwd_item(const void* context, int64_t index, float* scratch) {
 template <class V>
 int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const AlibiProblem& p = a.problem;
+  if (is_decode(p)) return decode_fwd<V>(a, threads);
   KeyNormTable<V> norms(p, a.k, a.spans, a.key_norms);
   const int32_t status = norms.fill(threads);
   if (status != ALIBI_OK) return status;

@@ -43,6 +43,20 @@ struct VecAvx2 {
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
+  // Every round adds pairs and halves the number of registers.
+  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      r[i] = add(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                 _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      r[i] = add(_mm256_shuffle_ps(r[2 * i], r[2 * i + 1], 0x44),
+                 _mm256_shuffle_ps(r[2 * i], r[2 * i + 1], 0xee));
+    }
+    return add(_mm256_permute2f128_ps(r[0], r[1], 0x20), _mm256_permute2f128_ps(r[0], r[1], 0x31));
+  }
 
   // The second operand of max and min is the result where one is NaN, so NaN passes.
   static ALIBI_INLINE Reg clamp_exponent(Reg x) {

@@ -49,6 +49,22 @@ struct VecAvx512 {
   static ALIBI_INLINE bool all(Mask m) { return m == 0xffff; }
 
   static ALIBI_INLINE float reduce_add(Reg a) { return _mm512_reduce_add_ps(a); }
+  // Every round adds pairs and halves the number of registers.
+  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      r[i] = add(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                 _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      r[i] = add(_mm512_shuffle_ps(r[2 * i], r[2 * i + 1], 0x44),
+                 _mm512_shuffle_ps(r[2 * i], r[2 * i + 1], 0xee));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) r[i] = add_quarters(r[2 * i], r[2 * i + 1]);
+    return add_quarters(r[0], r[1]);
+  }
 
   static ALIBI_INLINE Reg clamp_exponent(Reg x) { return x; }  // scale_exponent saturates by itself
   static ALIBI_INLINE Reg fraction(Reg x) {
@@ -123,6 +139,10 @@ struct VecAvx512 {
   }
 
  private:
+  // Adds neighbouring quarters: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+  static ALIBI_INLINE Reg add_quarters(Reg a, Reg b) {
+    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
   static ALIBI_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
   static ALIBI_INLINE Reg widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));

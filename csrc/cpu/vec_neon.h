@@ -39,6 +39,9 @@ struct VecNeon {
   static ALIBI_INLINE bool all(Mask m) { return vminvq_u32(m) != 0; }
 
   static ALIBI_INLINE float reduce_add(Reg a) { return vaddvq_f32(a); }
+  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
+    return vpaddq_f32(vpaddq_f32(r[0], r[1]), vpaddq_f32(r[2], r[3]));
+  }
 
   static ALIBI_INLINE Reg clamp_exponent(Reg x) {  // vmaxq and vminq pass NaN
     return vminq_f32(set1(128.0f), vmaxq_f32(set1(-127.0f), x));

@@ -49,6 +49,10 @@ struct VecScalar {
   static ALIBI_INLINE bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 
   static ALIBI_INLINE float reduce_add(Reg a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+  // Lane i is the sum of the lanes of r[i]: kWidth dot products become one register. r is used up.
+  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
+    return Reg{reduce_add(r[0]), reduce_add(r[1]), reduce_add(r[2]), reduce_add(r[3])};
+  }
 
   // The three pieces of 2^x (exp.inl.h): x limited to where the other two work (NaN passes), x -
   // floor(x), p * 2^floor(x).

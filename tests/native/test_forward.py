@@ -175,10 +175,14 @@ def test_empty(isa: str) -> None:
     assert np.isneginf(lse).all()
 
 
-def with_scores(scores: Any, **options: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
-    """(out, lse, (q, k, v)) of 3 rows whose scores are the given numbers, one per key, no bias."""
+# A few rows take the decode path, more of them the tiles of attention_fwd.inl.h.
+BOTH_PATHS = pytest.mark.parametrize("rows", [3, 9], ids=["decode", "tiles"])
+
+
+def with_scores(scores: Any, rows: int, **options: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """(out, lse, (q, k, v)) of rows whose scores are the given numbers, one per key, no bias."""
     n = len(scores)
-    q = np.zeros((1, 1, 3, 4), np.float32)
+    q = np.zeros((1, 1, rows, 4), np.float32)
     q[..., 0] = 1
     k = np.zeros((1, 1, n, 4), np.float32)
     k[0, 0, :, 0] = scores
@@ -187,53 +191,56 @@ def with_scores(scores: Any, **options: Any) -> tuple[Any, Any, tuple[Any, Any, 
     return *native.attention_forward(q, k, v, np.zeros(1, np.float32), **options), (q, k, v)
 
 
+@BOTH_PATHS
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "far", [30.0, 1e3, 1e4, 1e30, -1e30, 2e38], ids=lambda value: f"far={value:g}"
 )
 @pytest.mark.parametrize("near", [0.0, -1e4, -1e30, 1e30], ids=lambda value: f"near={value:g}")
-def test_the_maximum_may_be_anywhere(near: float, far: float, isa: str) -> None:
+def test_the_maximum_may_be_anywhere(near: float, far: float, isa: str, rows: int) -> None:
     """The first tile visited holds `near`; one key of each later tile is larger (or smaller)."""
     n = 600
     scores = np.full(n, near, np.float32)
     for j in (0, 130, 300, 599):
         scores[j] = max(far, near) if j else far
     for order in (scores, scores[::-1]):
-        out, lse, qkv = with_scores(order, isa=isa)
+        out, lse, qkv = with_scores(order, rows, isa=isa)
         truth, truth_lse = oracle.attention(*qkv, [0.0], scale=1.0, causal=False)
         assert_close(out, truth, 2 * floor(truth), "out")  # equal scores: the sum has 600 terms
         assert_close(lse, truth_lse, floor(truth_lse), "lse")
 
 
+@BOTH_PATHS
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_maximum_that_grows_with_every_tile(isa: str) -> None:
+def test_a_maximum_that_grows_with_every_tile(isa: str, rows: int) -> None:
     """Every tile outgrows the one before: the sums are rescaled ten times over."""
     scores = -np.abs(np.arange(1300, dtype=np.float32)) * 0.5
-    out, lse, qkv = with_scores(scores, isa=isa)
+    out, lse, qkv = with_scores(scores, rows, isa=isa)
     truth, truth_lse = oracle.attention(*qkv, [0.0], scale=1.0, causal=False)
     assert_close(out, truth, floor(truth), "out")
     assert_close(lse, truth_lse, floor(truth_lse), "lse")
 
 
+@BOTH_PATHS
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("far", [False, True])
-def test_scores_that_are_not_finite(far: bool, isa: str) -> None:
+def test_scores_that_are_not_finite(far: bool, isa: str, rows: int) -> None:
     """NaN and +inf spoil their rows; -inf is a weight of zero; all -inf is a row of nothing."""
     n = 400
     place = 5 if far else n - 5
     for bad in (np.nan, np.inf):
         scores = np.zeros(n, np.float32)
         scores[place] = bad
-        out, lse, _ = with_scores(scores, isa=isa)
+        out, lse, _ = with_scores(scores, rows, isa=isa)
         assert np.isnan(out).all()
         assert np.isnan(lse).all()
     scores = np.zeros(n, np.float32)
     scores[place] = -3e38
     kept = np.arange(n) != place
-    out, lse, (_, _, v) = with_scores(scores, isa=isa, scale=2.0)
+    out, lse, (_, _, v) = with_scores(scores, rows, isa=isa, scale=2.0)
     assert_close(out, np.broadcast_to(v[0, 0, kept].mean(axis=0), out.shape), floor(v), "out")
-    assert_close(lse, np.full((1, 1, 3), np.log(n - 1)), floor(lse), "lse")
-    out, lse, _ = with_scores(np.full(n, -3e38, np.float32), isa=isa, scale=2.0)
+    assert_close(lse, np.full((1, 1, rows), np.log(n - 1)), floor(lse), "lse")
+    out, lse, _ = with_scores(np.full(n, -3e38, np.float32), rows, isa=isa, scale=2.0)
     assert not out.any()
     assert np.isneginf(lse).all()
 
@@ -273,12 +280,13 @@ def test_large_values(isa: str) -> None:
     assert np.array_equal(out, plain * scale)
 
 
+@BOTH_PATHS
 @pytest.mark.parametrize("isa", ISAS)
-def test_large_values_under_weights_that_outgrow_the_first_tile(isa: str) -> None:
+def test_large_values_under_weights_that_outgrow_the_first_tile(isa: str, rows: int) -> None:
     """A far key whose weight is 2^100 times the first ones' is rescaled before it meets v."""
     scores = np.zeros(300, np.float32)
     scores[0] = 100 * np.log(2)
-    q, k = np.zeros((1, 1, 3, 4), np.float32), np.zeros((1, 1, 300, 4), np.float32)
+    q, k = np.zeros((1, 1, rows, 4), np.float32), np.zeros((1, 1, 300, 4), np.float32)
     q[..., 0], k[0, 0, :, 0] = 1, scores
     v = np.full((1, 1, 300, 4), 2.0**90, np.float32)
     slopes = np.zeros(1, np.float32)
@@ -286,8 +294,9 @@ def test_large_values_under_weights_that_outgrow_the_first_tile(isa: str) -> Non
     assert_close(out / v[0, 0, 0], np.ones_like(out), FLOOR, "out")
 
 
+@BOTH_PATHS
 @pytest.mark.parametrize("isa", ISAS)
-def test_long_distances_cost_no_accuracy(isa: str) -> None:
+def test_long_distances_cost_no_accuracy(isa: str, rows: int) -> None:
     """One far key that matters as much as the near ones, at distances up to 100 000.
 
     Its score makes up for its bias exactly. A bias formed from absolute positions, or added to
@@ -295,7 +304,7 @@ def test_long_distances_cost_no_accuracy(isa: str) -> None:
     """
     n, slope = 100_001, 2.0**-7
     for distance in (1000, 33_333, 100_000):
-        q = np.ones((1, 1, 1, 1), np.float32)
+        q = np.ones((1, 1, rows, 1), np.float32)
         k = np.zeros((1, 1, n, 1), np.float32)
         k[0, 0, n - 1 - distance] = distance * slope
         v = np.zeros((1, 1, n, 2), np.float32)
