@@ -13,6 +13,15 @@ from typing import Any
 # written for.
 ABI_VERSION = 2
 
+# How a library comes to be where it is looked for.
+_HOW = {
+    "cpu": "build it with `pip install .` or `make build`",
+    "cuda": (
+        "nvcc was not found when the kernels were built; put it on PATH or set CUDA_HOME, and "
+        "build again with `pip install .` or `make build`"
+    ),
+}
+
 DIRECTORY = Path(__file__).resolve().parent / "_lib"
 
 
@@ -34,7 +43,7 @@ def load(name: str) -> Library:
     """The library of a backend, such as "cpu". LibraryError says why there is none."""
     path = DIRECTORY / f"libalibi_{name}.so"
     if not path.exists():
-        raise LibraryError(f"{path} is not there; build it with `pip install .` or `make build`")
+        raise LibraryError(f"{path} is not there; {_HOW[name]}")
     try:
         library = ctypes.CDLL(str(path))
         version = library.alibi_abi_version()
@@ -48,3 +57,12 @@ def load(name: str) -> Library:
         )
     info.restype = ctypes.c_char_p
     return Library(name, str(path), json.loads(info()))
+
+
+def device_error(library: Library) -> str:
+    """Why a library cannot use the accelerator that it is for; "" if it can."""
+    kernels = ctypes.CDLL(library.path)
+    if kernels.alibi_device_status() == 0:
+        return ""
+    kernels.alibi_last_error.restype = ctypes.c_char_p
+    return kernels.alibi_last_error().decode()

@@ -29,7 +29,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("BNSD", "BSND")
 BIASES = ("symmetric", "signed")
 ORDERS = tuple("".join(p) for p in permutations("qkv"))
-BACKENDS = ("cpu", "cuda", "ascend", "reference")
+BACKENDS = ("cpu", "cuda", "ascend", "ascend_builtin", "reference")
 SLOPE_KINDS = ("paper", "geometric")
 
 # Where batch, heads, length and head_dim stand in a shape, and how a message names the axes.

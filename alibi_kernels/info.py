@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from alibi_kernels import _library, contract, registry
+from alibi_kernels import _cann, _library, contract, registry
 
 _PACKAGES = ("alibi-kernels", "mindspore", "numpy", "ml_dtypes")
 # backend -> (tool that builds it, where else to look, how it states its version)
@@ -119,6 +119,14 @@ def _libraries() -> Iterable[str]:
             isas = ", ".join(f"{isa['name']} ({_state(isa)})" for isa in build["isas"])
             yield f"  instruction sets: {isas}"
             yield f"  chosen: {build['selected'] or 'none'}; threads: {build['threads']}"
+        if "architectures" in build:
+            yield f"  GPU architectures: {', '.join(map(str, build['architectures']))}"
+            problem = _library.device_error(library)
+            yield f"  GPU: {f'none that it can use ({problem})' if problem else 'available'}"
+    try:
+        yield f"ascend op package: {_cann.header_of('AlibiAttention').parents[2]}"
+    except _cann.PackageError as missing:
+        yield f"ascend op package: none ({missing})"
 
 
 def _state(isa: dict[str, bool]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -74,8 +75,8 @@ def alibi_attention(
         input_layout (str): "BNSD" or "BSND". Default: "BNSD".
         prune (bool): skip keys whose weights provably vanish in float32 rounding. Default: True.
         return_lse (bool): return lse too. Default: False.
-        backend (str): "cpu", "cuda", "ascend" or "reference". Default: None, the best that can run
-            the call; explain() says which.
+        backend (str): "cpu", "cuda", "ascend", "ascend_builtin" or "reference". Default: None, the
+            best that can run the call; explain() says which.
 
     Returns:
         Tensor like q; with return_lse a tuple with lse, [B, Hq, Sq] float32, natural logarithm.
@@ -233,13 +234,19 @@ def _form(x: Any) -> tuple[Any, ...]:
 class _Plan(NamedTuple):
     """How one kind of call is run."""
 
-    run: registry.Plan
+    run: Run
     len_k: int  # what spans are checked against; -1 in a graph of dynamic shapes
     causal: bool
 
 
 def _plan(
-    op: str, forms: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
+    op: str,
+    forms: tuple[Any, ...],
+    slopes: Any,
+    spans: Any,
+    options: tuple[Any, ...],
+    order: Any,
+    graph: bool,
 ) -> _Plan:
     """The plan of a call; contract.py's TypeError or ValueError if it breaks a rule."""
     for name, (is_tensor, x, _) in zip(_OPERATORS[op][1], forms, strict=True):
@@ -252,6 +259,7 @@ def _plan(
         forms,
         None if spans is None else (spans.shape, spans.dtype),
         order,
+        graph,
         os.environ.get("ALIBI_BACKEND"),
         *options,
     )
@@ -277,6 +285,7 @@ def _make_plan(
     forms: tuple[Any, ...],
     spans: Any,
     order: str | None,
+    graph: bool,
     environment: str | None,  # part of the key only
     *options: Any,
 ) -> _Plan:
@@ -299,7 +308,7 @@ def _make_plan(
         **({} if order is None else {"order": order}),
     )
     len_k = -1 if signature.len_k is None else signature.len_k
-    return _Plan(registry.plan(signature, fixed), len_k, signature.causal)
+    return _Plan(registry.plan(replace(signature, graph=graph), fixed), len_k, signature.causal)
 
 
 _cached_plan = lru_cache(maxsize=4096, typed=True)(_make_plan)
@@ -313,7 +322,7 @@ def _spec(shape_and_dtype: tuple[Any, ...]) -> Spec:
 def _plan_in_graph(
     op: str, forms: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
 ) -> Run:
-    return _plan(op, forms, slopes, spans, options, order).run.compiled
+    return _plan(op, forms, slopes, spans, options, order, True).run
 
 
 class _Planner(ms.constexpr(_plan_in_graph, get_instance=False, check=False)):  # type: ignore[misc]
@@ -328,14 +337,14 @@ class _Planner(ms.constexpr(_plan_in_graph, get_instance=False, check=False)):  
         options: tuple[Any, ...],
         order: Any,
     ) -> Run:
-        plan = _plan(op, forms, slopes, spans, options, order)
+        plan = _plan(op, forms, slopes, spans, options, order, False)
         if spans is not None:
             len_k, causal = plan.len_k, plan.causal
             contract.validate_spans_values(spans.asnumpy().tolist(), len_k, causal, op=op)
         # A Parameter is not read back at every step: its values come from training.
         if isinstance(slopes, Tensor) and not isinstance(slopes, Parameter):
             contract.validate_slopes_values(slopes.asnumpy().tolist(), op=op)
-        return plan.run.eager
+        return plan.run
 
 
 _planner = _Planner()

@@ -9,21 +9,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor
 
-from alibi_kernels import _library, contract, custom, reference
+from alibi_kernels import contract, custom, rows
 from alibi_kernels.contract import Signature
 from alibi_kernels.custom import Run, Slopes
 
 _log = logging.getLogger("alibi_kernels")
-
-# ALIBI_MAX_HEAD_DIM of csrc/alibi_attention.h.
-MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -31,90 +28,33 @@ class Backend:
     """A row of the table."""
 
     name: str
+    device: str | None  # the device target that it runs on; None: any
     library: str | None  # _library.load(library) finds its kernels
     not_supported_reasons: Callable[[Signature], list[str]]  # empty: it can run the call
     build: Callable[[Signature, Slopes], Run]
     describe: Callable[[], str]  # what would run, such as "cpu-avx512"
 
 
-def _library_reasons(name: str, device: str, signature: Signature) -> list[str]:
-    """What every kernel library has in common."""
-    reasons = []
-    try:
-        library = _library.load(name)
-        if not library.build.get("selected"):
-            reasons.append(
-                "it has no instruction set for this CPU, or not the one that ALIBI_CPU_ISA names"
-            )
-    except _library.LibraryError as error:
-        reasons.append(str(error))
-    target = ms.get_context("device_target")
-    if target != device:
-        reasons.append(f"it runs on device {device}, but the device is {target}")
-    if signature.head_dim is not None and signature.head_dim > MAX_HEAD_DIM:
-        reasons.append(
-            f"head_dim is {signature.head_dim}, and the kernels take at most {MAX_HEAD_DIM}"
-        )
-    return reasons
-
-
-def _cpu_reasons(signature: Signature) -> list[str]:
-    return _library_reasons("cpu", "CPU", signature)
-
-
-def _build_cpu(signature: Signature, slopes: Slopes) -> Run:
-    return custom.build(_library.load("cpu"), signature, slopes, _build_reference)
-
-
-def _describe_cpu() -> str:
-    return f"cpu-{_library.load('cpu').build['selected']}"
-
-
-def _build_reference(signature: Signature, slopes: Slopes) -> Run:
-    """Every operator in terms of reference.py."""
-    fixed = None if slopes is None else Tensor(slopes, ms.float32)
-    scale, order, weights = signature.scale, signature.order, "weights" in signature.op
-    thirds = [] if order is None else [order.index(name) for name in "qkv"]
-    options: dict[str, Any] = {
-        "causal": signature.causal,
-        "bias": signature.bias,
-        "input_layout": signature.input_layout,
-    }
-
-    def run(tensors, slopes, spans):
-        s = slopes if fixed is None else fixed
-        z = tensors[0].shape[-1] ** -0.5 if scale is None else scale
-        if weights:
-            q, k = tensors
-            return reference.attention_weights(q, k, s, spans, scale=z, **options)
-        if order is None:
-            q, k, v = tensors
-        else:
-            # Through float32: the CPU cannot differentiate the indexing of bfloat16.
-            packed, dtype = tensors[0].astype(ms.float32), tensors[0].dtype
-            q, k, v = [packed[:, :, i].astype(dtype) for i in thirds]
-        return reference.attention(q, k, v, s, spans, scale=z, **options)
-
-    return run
-
-
 BACKENDS = (
-    Backend("cpu", "cpu", _cpu_reasons, _build_cpu, _describe_cpu),
-    Backend("reference", None, lambda _: [], _build_reference, lambda: "reference"),
+    Backend("cpu", "CPU", "cpu", rows.cpu_reasons, rows.build_cpu, rows.describe_cpu),
+    Backend("cuda", "GPU", "cuda", rows.cuda_reasons, rows.build_cuda, rows.describe_cuda),
+    Backend("ascend", "Ascend", None, rows.ascend_reasons, rows.build_ascend, lambda: "ascend"),
+    Backend(
+        "ascend_builtin",
+        "Ascend",
+        None,
+        rows.ascend_builtin_reasons,
+        rows.build_ascend_builtin,
+        lambda: "ops.speed_fusion_attention",
+    ),
+    Backend("reference", None, None, lambda _: [], rows.build_reference, lambda: "reference"),
 )
 
 
-class Plan(NamedTuple):
-    """The two forms in which a call is run."""
-
-    compiled: Run  # in a graph
-    eager: Run  # in PyNative mode
-
-
-def plan(signature: Signature, slopes: Slopes) -> Plan:
+def plan(signature: Signature, slopes: Slopes) -> Run:
     """What runs a call; slopes are its fixed slopes, or None when they are a tensor."""
     run = select(signature).build(signature, slopes)
-    return Plan(run, custom.in_full_precision(run))
+    return run if signature.graph else custom.in_full_precision(run)
 
 
 def select(signature: Signature) -> Backend:
@@ -127,15 +67,15 @@ def select(signature: Signature) -> Backend:
         RuntimeError: the backend that was asked for cannot run the call; the text says why.
     """
     wanted = signature.backend or environment_choice(signature.op)
-    rejected: dict[str, list[str]] = {}
+    rejected: dict[Backend, list[str]] = {}
     for row in BACKENDS:
         if wanted in (None, row.name):
             reasons = row.not_supported_reasons(signature)
             if not reasons:
-                _log_fallback(signature.op, row.name, rejected)
+                _log_fallback(signature.op, row, rejected)
                 return row
-            rejected[row.name] = reasons
-    reasons = rejected.get(str(wanted), ["this version does not have it"])
+            rejected[row] = reasons
+    (reasons,) = rejected.values()  # of the one that was asked for: the reference has none
     raise contract.error("backend.cannot", signature.op, backend=wanted, reasons="; ".join(reasons))
 
 
@@ -147,10 +87,12 @@ def environment_choice(op: str = "alibi_kernels") -> str | None:
     return choice
 
 
-def _log_fallback(op: str, chosen: str, rejected: dict[str, list[str]]) -> None:
-    if rejected:
-        why = "; ".join(f"not {name}: {', '.join(reasons)}" for name, reasons in rejected.items())
-        _warn_once(f"{op} runs on backend {chosen} ({why})")
+def _log_fallback(op: str, chosen: Backend, rejected: dict[Backend, list[str]]) -> None:
+    """Says once why not a better row; that rows of other devices do not run here is no news."""
+    better = {row.name: why for row, why in rejected.items() if row.device == rows.device_target()}
+    if better:
+        text = "; ".join(f"not {name}: {', '.join(reasons)}" for name, reasons in better.items())
+        _warn_once(f"{op} runs on backend {chosen.name} ({text})")
 
 
 @cache
@@ -160,6 +102,8 @@ def _warn_once(message: str) -> None:
 
 def explain(q: Any, k: Any, v: Any, slopes: Any, *, spans: Any = None, **options: Any) -> str:
     """Which backend would run alibi_attention on these arguments, and why not the others.
+
+    The call is taken as one in the mode that MindSpore is set to, PyNative or graph.
 
     Args:
         q, k, v, slopes, spans: as in alibi_attention; tensors or arrays, read for shape and dtype.
@@ -182,9 +126,8 @@ def explain(q: Any, k: Any, v: Any, slopes: Any, *, spans: Any = None, **options
     )
     spans = None if spans is None else contract.spec(spans)
     q, k, v = (contract.spec(x) for x in (q, k, v))
-    return explain_signature(
-        contract.validate_attention(q, k, v, slopes, spans, fixed_slopes=fixed, **options)
-    )
+    signature = contract.validate_attention(q, k, v, slopes, spans, fixed_slopes=fixed, **options)
+    return explain_signature(replace(signature, graph=ms.get_context("mode") == ms.GRAPH_MODE))
 
 
 def explain_signature(signature: Signature) -> str:
@@ -202,6 +145,4 @@ def explain_signature(signature: Signature) -> str:
         else:
             state, chosen = f"runs it, as {row.describe()}", True
         lines.append(f"{row.name}: {state}")
-    if wanted is not None and wanted not in [row.name for row in BACKENDS]:
-        lines.append(f"{wanted}: asked for, but this version does not have it")
     return "\n".join(lines)

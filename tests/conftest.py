@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +30,41 @@ def mode(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests that take `backend` run once per row of the registry."""
+    """Tests that take `backend` run once per row of the registry that runs on the device of `ms`.
+
+    The rows of other devices are exercised on stand-ins in test_device_rows.py and its siblings.
+    """
     marks = metafunc.definition.iter_markers("parametrize")
     if "backend" in metafunc.fixturenames and not any("backend" in mark.args[0] for mark in marks):
         from alibi_kernels import registry
 
-        names = [row.name for row in registry.BACKENDS]
+        names = [row.name for row in registry.BACKENDS if row.device in (None, "CPU")]
         metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
+def on_ascend(ms: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the device target were Ascend, without CANN; MindSpore itself stays on the CPU."""
+    from alibi_kernels import ascend, ops, registry, rows
+
+    monkeypatch.setattr(rows, "device_target", lambda: "Ascend")
+    for name in ("ASCEND_OPP_PATH", "ASCEND_CUSTOM_OPP_PATH", "ALIBI_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    caches = (ascend._op, ascend._forward, ops._cached_plan, registry._warn_once)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def op_package(on_ascend: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A fake CANN with our op package installed; returns the folder where it is."""
+    from tests import fake_cann
+
+    monkeypatch.setenv("ASCEND_OPP_PATH", fake_cann.install(tmp_path / "cann"))
+    return tmp_path / "cann"
 
 
 @pytest.fixture

@@ -199,7 +199,8 @@ REJECTED: list[Reject] = [
     (
         "backend.choice",
         lambda: attention(backend="gpu"),
-        'backend must be one of "cpu", "cuda", "ascend", "reference"; got \'gpu\' (str). Pass None '
+        'backend must be one of "cpu", "cuda", "ascend", "ascend_builtin", "reference"; got '
+        "'gpu' (str). Pass None "
         "to have it chosen.",
     ),
     (

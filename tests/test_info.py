@@ -19,6 +19,8 @@ def test_report(ms: Any, capsys: pytest.CaptureFixture[str]) -> None:
         "mindspore     2.10",
         "ALIBI_CPU_ISA",
         "cpu library: ",
+        "cuda library: ",
+        "ascend op package: ",
         "CUDA toolchain: ",
         "Ascend toolchain: ",
     ):

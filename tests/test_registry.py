@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import alibi_kernels
-from alibi_kernels import _library, contract, registry
+from alibi_kernels import _library, contract, registry, rows
 from tests.custom_tools import normal
 
 HEADER = Path(__file__).resolve().parent.parent / "csrc" / "alibi_attention.h"
@@ -79,12 +79,15 @@ def test_head_dim_beyond_the_kernels_runs_on_the_reference(ms: Any, backend: str
         alibi_kernels.alibi_attention(q, q, q, (0.5,), backend="cpu")
 
 
-def test_a_backend_that_this_version_lacks(ms: Any) -> None:
+def test_an_error_lists_every_reason(ms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASCEND_OPP_PATH", raising=False)
     with pytest.raises(RuntimeError) as caught:
-        registry.select(signature(backend="ascend"))
+        registry.select(signature(head_dim=300, backend="ascend"))
     assert str(caught.value) == (
-        'alibi_attention: backend "ascend" cannot run this call: this version does not have it. '
-        "Pass backend=None (and unset ALIBI_BACKEND) to have one chosen that can."
+        'alibi_attention: backend "ascend" cannot run this call: it runs on device Ascend, but the '
+        "device is CPU; ASCEND_OPP_PATH is not set; run `source <CANN>/set_env.sh` first; dtype is "
+        "float32, and it takes float16 and bfloat16; head_dim is 300, and the kernels take at most "
+        "256. Pass backend=None (and unset ALIBI_BACKEND) to have one chosen that can."
     )
 
 
@@ -114,6 +117,8 @@ def test_missing_library(ms: Any, no_library: Path, caplog: pytest.LogCaptureFix
     assert "libalibi_cpu.so is not there; build it with" in caplog.text
     with pytest.raises(RuntimeError, match=r"libalibi_cpu\.so is not there"):
         registry.select(signature(backend="cpu"))
+    with pytest.raises(RuntimeError, match=r"libalibi_cuda\.so is not there; nvcc was not found"):
+        registry.select(signature(backend="cuda"))
 
 
 def test_library_that_is_none(ms: Any, no_library: Path) -> None:
@@ -142,31 +147,31 @@ def test_library_of_another_version(
 def test_numbers_shared_with_the_header() -> None:
     numbers = dict(re.findall(r"#define (ALIBI_\w+) (\d+)", HEADER.read_text()))
     assert int(numbers["ALIBI_ABI_VERSION"]) == _library.ABI_VERSION
-    assert int(numbers["ALIBI_MAX_HEAD_DIM"]) == registry.MAX_HEAD_DIM
+    assert int(numbers["ALIBI_MAX_HEAD_DIM"]) == rows.MAX_HEAD_DIM
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_explain(ms: Any, backend: str) -> None:
+def test_explain(ms: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     q = normal(ms, 1, 2, 4, 8)
     isa = _library.load("cpu").build["selected"]
-    assert alibi_kernels.explain(q, q, q, (0.5, 0.25)) == (
-        f"cpu: runs it, as cpu-{isa}\nreference: could run it too"
-    )
+    lines = alibi_kernels.explain(q, q, q, (0.5, 0.25)).splitlines()
+    assert lines[0] == f"cpu: runs it, as cpu-{isa}"
+    assert [line.partition(":")[0] for line in lines] == list(contract.BACKENDS)
+    for line, device in zip(lines[1:-1], ("GPU", "Ascend", "Ascend"), strict=True):
+        assert "cannot run it" in line
+        assert f"it runs on device {device}, but the device is CPU" in line
+    assert lines[-1] == "reference: could run it too"
     wide = normal(ms, 1, 2, 4, 300)
     slopes = ms.Tensor(np.ones(2, np.float32))
-    assert alibi_kernels.explain(wide, wide, wide, slopes, causal=False) == (
-        "cpu: cannot run it: head_dim is 300, and the kernels take at most 256\n"
-        "reference: runs it, as reference"
-    )
-    assert alibi_kernels.explain(q, q, q, (0.5, 0.25), backend="cuda") == (
-        "cpu: not asked for (backend cuda is)\n"
-        "reference: not asked for (backend cuda is)\n"
-        "cuda: asked for, but this version does not have it"
-    )
+    lines = alibi_kernels.explain(wide, wide, wide, slopes, causal=False).splitlines()
+    assert lines[0] == "cpu: cannot run it: head_dim is 300, and the kernels take at most 256"
+    assert lines[-1] == "reference: runs it, as reference"
+    lines = alibi_kernels.explain(q, q, q, (0.5, 0.25), backend="cuda").splitlines()
+    assert lines[0] == "cpu: not asked for (backend cuda is)"
+    assert lines[1].startswith("cuda: cannot run it: ")
     with pytest.raises(ValueError, match="alibi_attention: v has length 3 but k has 4"):
         alibi_kernels.explain(q, q, normal(ms, 1, 2, 3, 8), (0.5, 0.25))
 
 
-def test_rows_are_of_known_backends() -> None:
-    for row in registry.BACKENDS:
-        assert row.name in contract.BACKENDS
+def test_rows_are_the_known_backends_in_order() -> None:
+    assert tuple(row.name for row in registry.BACKENDS) == contract.BACKENDS
