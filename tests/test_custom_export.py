@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 
 import alibi_kernels
+from alibi_kernels import _library, contract, rows
 from tests.custom_tools import normal, run_python
+
+SPEC = contract.Spec((1, 2, 13, 8), "float32")
+SLOPES = contract.Spec((2,), "float32")
 
 # Loads a graph without our Python package: the file alone knows the kernel library.
 _LOAD = """
@@ -22,6 +27,7 @@ for i in sys.argv[2:]:
     out = net(ms.Tensor(np.load(f"x{i}.npy")))
     np.save(f"out{i}.npy", out.asnumpy())
 assert "alibi_kernels" not in sys.modules
+print([line.split()[-1] for line in open("/proc/self/maps") if "libalibi_cpu" in line][0])
 """
 
 
@@ -58,3 +64,41 @@ def test_mindir(
     for i, out in enumerate(want):
         # The same kernels; the projection may run in another order of summation.
         np.testing.assert_allclose(np.load(f"out{i}.npy"), out, rtol=0, atol=1e-6)
+
+
+def test_mindir_for_a_library_elsewhere(
+    ms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of docs/design/0040-device-rows.md: a MINDIR names the kernel library by its path,
+    which can be rewritten in the file."""
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    reasons = rows.cpu_reasons(contract.validate_attention(*[SPEC] * 3, SLOPES, fixed_slopes=True))
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    monkeypatch.chdir(tmp_path)
+
+    class Net(ms.nn.Cell):
+        def construct(self, x):  # type: ignore[no-untyped-def]
+            return alibi_kernels.alibi_attention(x, x, x, (0.3, 0.07), backend="cpu")
+
+    x = normal(ms, 1, 2, 13, 8)
+    np.save("x0.npy", x.asnumpy())
+    want = Net()(x).asnumpy()
+    ms.export(Net(), x, file_name="net", file_format="MINDIR")
+
+    here = _library.load("cpu").path
+    there = str(shutil.copy(here, tmp_path))
+    model = ModelProto()
+    model.ParseFromString(Path("net.mindir").read_bytes())
+    for primitive in model.primitives:
+        for attribute in primitive.attribute:
+            attribute.s = attribute.s.replace(here.encode(), there.encode())
+    Path("moved.mindir").write_bytes(model.SerializeToString())
+
+    script = tmp_path / "script.py"
+    script.write_text(_LOAD)
+    done = run_python(script, tmp_path, "moved.mindir", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == there
+    np.testing.assert_array_equal(np.load("out0.npy"), want)
