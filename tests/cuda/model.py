@@ -70,6 +70,20 @@ def build(flags: Sequence[str] = ()) -> Path:
     return library
 
 
+def build_with_operators(flags: Sequence[str] = ()) -> Path:
+    """The model library with the operators that MindSpore calls: the bridge is linked to it."""
+    base = build(flags).parent
+    library = base / "libalibi_cuda_model_operators.so"
+    if not library.exists():
+        bridge = base / "bridge.cc.o"
+        old_strings = "-D_GLIBCXX_USE_CXX11_ABI=0"  # see csrc/aot/aot_extra.h
+        source = ROOT / "csrc" / "aot" / "bridge.cc"
+        _compile(source, bridge, ROOT / "csrc", [*flags, old_strings])
+        objects = [base / f"{source.name}.o" for source in sources(ROOT / "csrc")]
+        _link([*objects, bridge], library, flags)
+    return library
+
+
 def build_variant(csrc: Path, changed: str, flags: Sequence[str], folder: Path) -> Path:
     """The library with the one source file `changed` compiled from another csrc/."""
     base = build(flags).parent

@@ -24,7 +24,7 @@ from benchmarks.gpu.correctness import Check
 from benchmarks.gpu.memory import Arrays, HostMemory, TorchMemory
 from benchmarks.gpu.operators import Calls
 from tests.cases import SITUATIONS, Case, make_inputs
-from tests.cuda.model import ROOT
+from tests.cuda.model import QUICK, ROOT, build_with_operators
 
 LIBRARY = ROOT / "alibi_kernels" / "_lib" / "libalibi_cpu.so"
 CASE = Case("harness", 2, 4, 2, 9, 14, 16, slopes="learned")
@@ -58,6 +58,26 @@ def test_the_quick_set_passes(check: Check) -> None:
 @pytest.mark.parametrize("check", list(correctness.checks()), ids=lambda c: "-".join(c.key))
 def test_every_check_passes(check: Check) -> None:
     assert outcome(check) == "ok"
+
+
+def few_on_the_model() -> list[Check]:
+    """What the other tests of the model do not call: packed operands, NaN outside of a span."""
+    wanted = (correctness._packed, correctness._outside_is_not_read)
+    return [c for c in correctness.checks() if c.run in wanted and c.dtype == "float16"]
+
+
+@pytest.mark.parametrize("check", few_on_the_model(), ids=lambda c: "-".join(c.key))
+def test_operators_of_the_cuda_kernels_on_the_model(check: Check) -> None:
+    library = build_with_operators(QUICK)
+    assert correctness.outcome(check, library, Arrays(HostMemory())) == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", list(correctness.checks())[:40], ids=lambda c: "-".join(c.key))
+def test_the_checks_of_a_gpu_on_the_model(check: Check) -> None:
+    """The first of those that run_h200.sh makes, with the same sizes and every head_dim."""
+    library = build_with_operators()
+    assert correctness.outcome(check, library, Arrays(HostMemory())) == "ok"
 
 
 @pytest.mark.parametrize("memory", memories())
