@@ -30,6 +30,8 @@ CPU_LIBRARY = ROOT / "alibi_kernels" / "_lib" / "libalibi_cpu.so"
 BUILD = ROOT / "build" / "gpu"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZER_COLUMNS = ("tool", "status", "detail", "seconds")
+UNFINISHED = "not finished"
+TOOL_SECONDS = 240.0  # a sanitizer that was given less and did not finish is tried again
 RESTART = 3  # exit status of a worker whose GPU context is broken
 MAX_RESTARTS = 8
 GRACE = 60.0  # seconds that a worker may need to finish the row it is at
@@ -170,18 +172,19 @@ def record_instructions(run: Run, seconds: float) -> None:
 def sanitize(run: Run, seconds: float) -> None:
     """Each tool on small shapes; arrays have allocations of their own, and no guards."""
     table = Rows(run.out / "sanitizer.csv", SANITIZER_COLUMNS, keys=1)
-    tool_path = shutil.which("compute-sanitizer")
-    for tool in SANITIZERS:
-        if table.has((tool,)):
-            continue
-        if tool_path is None:
+    path = shutil.which("compute-sanitizer")
+    waiting = [tool for tool in SANITIZERS if not table.has((tool,))]
+    end = time.monotonic() + seconds
+    for done, tool in enumerate(waiting):
+        if path is None:
             table.add((tool, "not run", "compute-sanitizer was not found", ""))
             continue
         begin = time.monotonic()
-        share = min(seconds / len(SANITIZERS), run.left)
-        if run.left < 5:
+        share = (min(end, run.end) - begin) / (len(waiting) - done)
+        status, detail = _sanitize_with(run, path, tool, share)
+        if status == UNFINISHED and share < TOOL_SECONDS:
+            run.log(f"{tool} needs more than {share:.0f} s; run again to go on")
             return
-        status, detail = _sanitize_with(run, tool_path, tool, share)
         table.add((tool, status, detail, f"{time.monotonic() - begin:.0f}"))
 
 
@@ -199,7 +202,7 @@ def _sanitize_with(run: Run, path: str, tool: str, seconds: float) -> tuple[str,
     summaries = [line.strip("= ") for line in output.splitlines() if "SUMMARY:" in line]
     told = "; ".join([f"{len(done)} checks", *summaries, *(f"{name} is wrong" for name in wrong)])
     if status is None:
-        return "not finished", told
+        return UNFINISHED, told
     return ("ok" if status == 0 and not wrong and summaries else "failed"), told
 
 

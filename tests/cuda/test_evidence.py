@@ -169,6 +169,20 @@ def test_the_verdict_of_a_sanitizer(
     assert row["detail"].startswith(f"{count} checks")
 
 
+def test_a_sanitizer_that_needs_more_time_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(evidence, "run_process", lambda *_: (None, "still at it"))
+    run = a_run(tmp_path)
+    evidence.sanitize(run, 50)
+    assert read(tmp_path / "sanitizer.csv") == []
+    run.end += 10_000
+    evidence.sanitize(run, 2000)
+    rows = read(tmp_path / "sanitizer.csv")
+    assert [row["status"] for row in rows] == [evidence.UNFINISHED] * len(evidence.SANITIZERS)
+
+
 def test_results_of_two_machines_are_kept_apart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
