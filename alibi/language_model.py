@@ -9,6 +9,7 @@ from mindspore.common.initializer import Normal
 from alibi._checks import check
 from alibi.config import ALiBiConfig
 from alibi.layers import NORM_EPSILON
+from alibi.norm import LayerNorm
 from alibi.transformer import ALiBiTransformer
 
 IGNORED_LABEL = -100
@@ -88,7 +89,7 @@ class ALiBiLanguageModel(nn.Cell):
         self.embedding = nn.Embedding(
             vocab_size, config.d_model, embedding_table=Normal(config.d_model**-0.5)
         )
-        self.norm = nn.LayerNorm((config.d_model,), epsilon=NORM_EPSILON)
+        self.norm = LayerNorm(config.d_model, NORM_EPSILON)
 
     def construct(
         self,

@@ -7,6 +7,7 @@ from mindspore import nn
 
 from alibi.attention import ALiBiAttention
 from alibi.config import ALiBiConfig
+from alibi.norm import LayerNorm
 
 # PyTorch's default, which the original's weights were trained with; MindSpore's own is 1e-7.
 NORM_EPSILON = 1e-5
@@ -59,9 +60,9 @@ class ALiBiTransformerLayer(nn.Cell):
 
     def __init__(self, config: ALiBiConfig) -> None:
         super().__init__()
-        self.attn_norm = nn.LayerNorm((config.d_model,), epsilon=NORM_EPSILON)
+        self.attn_norm = LayerNorm(config.d_model, NORM_EPSILON)
         self.attn = ALiBiAttention.from_config(config)
-        self.ffn_norm = nn.LayerNorm((config.d_model,), epsilon=NORM_EPSILON)
+        self.ffn_norm = LayerNorm(config.d_model, NORM_EPSILON)
         self.ffn = FeedForward(config)
 
     def construct(self, x: ms.Tensor, spans: ms.Tensor | None = None) -> ms.Tensor:
