@@ -14,14 +14,9 @@ from truth import Truth
 from truth_model import ModelTruth
 
 MEMORY_CASE = Case("forward", 1, 8, 8192, 8192, 64)
-# Who is followed to lengths where a call takes a minute: ours, and the peers that were ever best.
-GROWTH = (
-    "alibi-kernels dense",
-    "alibi-kernels pruned",
-    "OpenVINO PagedAttention",
-    "torch SDPA, columns",
-    "ggml flash_attn_ext",
-)
+# Who is followed to lengths where a call takes a minute: ours, and the peers that are ever best.
+_OURS_AND_BEST = ("alibi-kernels dense", "alibi-kernels pruned", "OpenVINO PagedAttention")
+GROWTH = {"growth": _OURS_AND_BEST, "growth-decode": (*_OURS_AND_BEST, "ggml flash_attn_ext")}
 
 
 @dataclass(frozen=True)
@@ -47,10 +42,9 @@ class Suite:
 def all_suites(quick: bool = False) -> dict[str, Suite]:
     """Every suite by name, in the order they run; `quick` has the same with small cases."""
     providers = all_providers()
-    growing = [p for p in providers if p.name in GROWTH]
     suites = {
         **{
-            name: Suite(cases, growing if name.startswith("growth") else providers)
+            name: Suite(cases, [p for p in providers if p.name in GROWTH.get(name, (p.name,))])
             for name, cases in SUITES.items()
         },
         "layouts": Suite(layouts.CASES, layouts.PROVIDERS),

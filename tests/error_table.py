@@ -1,6 +1,6 @@
 """Prints the worst error against float64 by dtype and mode, fused beside reference.
 
-    python -m tests.error_table
+    python -m tests.error_table           --save also writes benchmarks/results/<machine>/errors.csv
 
 Every case of SMALL and SHAPES, PyNative; errors are relative to the largest element of the result.
 """
@@ -8,12 +8,13 @@ Every case of SMALL and SHAPES, PyNative; errors are relative to the largest ele
 from __future__ import annotations
 
 import functools
+import sys
 
 import mindspore as ms
 import numpy as np
 
 from alibi_kernels import alibi_attention
-from tests import oracle
+from tests import oracle, results
 from tests.cases import DTYPES, SHAPES, SMALL, Case, make_inputs
 from tests.compare import to_float64, worst_error
 from tests.custom_tools import step, tensor
@@ -34,10 +35,10 @@ def measure(case: Case, dtype: str) -> dict[str, Errors]:
     arguments += [spans, ms.Tensor(to_float64(x.dout).astype(np.float32)), ms.Tensor(x.dlse)]
     errors: dict[str, Errors] = {}
     for backend in BACKENDS:
-        results = step(functools.partial(alibi_attention, backend=backend), **case.options)
+        run = step(functools.partial(alibi_attention, backend=backend), **case.options)
         errors[backend] = {
             name: worst_error(got.astype(ms.float32).asnumpy(), want) / largest(want)
-            for name, got, want in zip(NAMES, results(*arguments), truth, strict=True)
+            for name, got, want in zip(NAMES, run(*arguments), truth, strict=True)
         }
     return errors
 
@@ -47,10 +48,10 @@ def largest(x: np.ndarray) -> float:
     return float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) or 1.0
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     worst: dict[tuple[str, str], dict[str, Errors]] = {}
     for dtype in DTYPES:
-        for case in SMALL + SHAPES:
+        for case in (*SMALL, *SHAPES):
             mode = f"{'causal' if case.causal else 'full'}, {case.bias}"
             row = worst.setdefault((dtype, mode), {b: dict.fromkeys(NAMES, 0.0) for b in BACKENDS})
             for backend, errors in measure(case, dtype).items():
@@ -62,7 +63,14 @@ def main() -> None:
     for (dtype, mode), row in worst.items():
         cells = (f"{row['cpu'][n]:.1e} / {row['reference'][n]:.1e}" for n in NAMES)
         print(f"| {dtype} | {mode} | " + " | ".join(cells) + " |")
+    if "--save" in arguments:
+        rows = [
+            {"dtype": dtype, "mode": mode, "result": n, **{b: f"{row[b][n]:.2e}" for b in BACKENDS}}
+            for (dtype, mode), row in worst.items()
+            for n in NAMES
+        ]
+        print(f"\nwritten: {results.save('errors', rows)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
     python -m tests.cuda.mutants            all of them, as a table
     python -m tests.cuda.mutants 7 12       some of them
+    python -m tests.cuda.mutants --save     also into benchmarks/results/<machine>/cuda-mutants.csv
 
 A mutant is caught when a result is wrong, when the model objects, or when the process dies at a
 guard page. "equal" marks the ones that cannot change a result on the model; the table says why.
@@ -16,6 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import results
 from tests.cases import Case
 from tests.cuda.model import ROOT, Model, build_variant
 
@@ -376,13 +378,17 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--run"]:
         run_library(*arguments[1:])
         return 0
-    missed = 0
-    for i in map(int, arguments) if arguments else range(len(MUTANTS)):
+    save = "--save" in arguments
+    chosen = [int(a) for a in arguments if a != "--save"] or range(len(MUTANTS))
+    rows = []
+    for i in chosen:
         mutant = MUTANTS[i]
-        found = outcome(mutant)
-        missed += not found and not mutant.equal
-        print(f"| {i} | {mutant.what} | {found[:110] or mutant.equal or 'MISSED'} |", flush=True)
-    return int(missed > 0)
+        text = (outcome(mutant)[:110] or mutant.equal) or "MISSED"
+        rows.append({"mutant": i, "mistake": mutant.what, "outcome": text})
+        print(f"| {i} | {mutant.what} | {text} |", flush=True)
+    if save:
+        print(f"written: {results.save('cuda-mutants', rows)}")
+    return int(any(row["outcome"] == "MISSED" for row in rows))
 
 
 if __name__ == "__main__":
