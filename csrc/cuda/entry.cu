@@ -104,6 +104,25 @@ float* row_scratch(Call& call, const ProblemView& problem) {
   return call.scratch<float>(int64_t{problem.batch} * problem.heads_q * problem.len_q);
 }
 
+// The implementations of the forward pass, best first; a call runs on the first that takes it.
+struct ForwardRoute {
+  bool (*takes)(const Call& call, int32_t dtype, const ForwardParams& params);
+  void (*run)(Call& call, int32_t dtype, const ForwardParams& params);
+};
+bool takes_any(const Call&, int32_t, const ForwardParams&) { return true; }
+constexpr ForwardRoute kForwardRoutes[] = {
+#if CUDART_VERSION >= 12000  // the first one that knows the instructions of sm_90a
+    {hopper_takes_forward, run_forward_hopper},
+#endif
+    {takes_any, run_forward},
+};
+
+void route_forward(Call& call, int32_t dtype, const ForwardParams& params) {
+  for (const ForwardRoute& route : kForwardRoutes) {
+    if (route.takes(call, dtype, params)) return route.run(call, dtype, params);
+  }
+}
+
 int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
   const AlibiProblem& p = args.problem;
   if (no_queries(p)) return ALIBI_OK;
@@ -124,7 +143,7 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
     params.split_out = call.scratch<float>(rows * p.head_dim);
     params.split_lse = call.scratch<float>(rows);
   }
-  run_forward(call, p.dtype, params);
+  route_forward(call, p.dtype, params);
   return call.status();
 }
 
@@ -232,6 +251,11 @@ const char* alibi_status_name(int32_t status) {
 
 #define ALIBI_TEXT_(...) #__VA_ARGS__
 #define ALIBI_TEXT(...) ALIBI_TEXT_(__VA_ARGS__)
+#if CUDART_VERSION >= 12000
+#define ALIBI_IMPLEMENTATIONS "\"cuda-sm90\", \"cuda-sm80\""
+#else
+#define ALIBI_IMPLEMENTATIONS "\"cuda-sm80\""
+#endif
 #ifdef ALIBI_CPU_MODEL
 #define ALIBI_BUILT_WITH "\"compiler\": \"cpu model\", \"architectures\": []"
 #else
@@ -241,7 +265,8 @@ const char* alibi_status_name(int32_t status) {
 #endif
 const char* alibi_build_info(void) {
   return "{\"backend\": \"cuda\", \"abi\": " ALIBI_TEXT(
-      ALIBI_ABI_VERSION) ", " ALIBI_BUILT_WITH ", \"implementations\": [\"cuda-sm80\"]}";
+      ALIBI_ABI_VERSION) ", " ALIBI_BUILT_WITH ", \"implementations\": [" ALIBI_IMPLEMENTATIONS
+                         "]}";
 }
 
 // Whether a GPU can be used: "ok", or "device" with the reason in alibi_last_error(). Touches no

@@ -163,6 +163,35 @@ ALIBI_HD int pruning_reach(float ceiling, float needed, float slope2, int neares
                                                 : static_cast<int>(kMaxLength);
 }
 
+// The keys of `keys` that lie within `reach` of at least one of the positions.
+ALIBI_HD Range within_reach(Range keys, Range positions, int reach) {
+  const int64_t first = int64_t{positions.begin} - reach, last = int64_t{positions.end} - 1 + reach;
+  return {first <= keys.begin ? keys.begin
+          : first < keys.end  ? static_cast<int>(first)
+                              : keys.end,
+          last >= keys.end - 1 ? keys.end
+          : last >= keys.begin ? static_cast<int>(last + 1)
+                               : keys.begin};
+}
+
+// What block `index` of a grid works on: tile `tile` of (batch, head) pair number `sequence`.
+struct TilePlace {
+  int sequence;
+  int tile;
+};
+
+// Blocks start in the order of their index. `together` sequences are in work at a time, few enough
+// for their keys to stay in the second-level cache; among these the last tiles start first, which
+// are the longest under a causal mask, so that the short ones fill the gaps at the end.
+ALIBI_HD TilePlace longest_first(unsigned index, int tiles, int sequences, int together) {
+  const unsigned section = index / (static_cast<unsigned>(tiles) * static_cast<unsigned>(together));
+  const int first = static_cast<int>(section) * together;
+  const unsigned count = static_cast<unsigned>(least(together, sequences - first));
+  const unsigned rest =
+      index - section * static_cast<unsigned>(tiles) * static_cast<unsigned>(together);
+  return {first + static_cast<int>(rest % count), tiles - 1 - static_cast<int>(rest / count)};
+}
+
 // Part `index` of `count` of a range, in whole tiles of `size`, as even as tiles allow; trailing
 // parts may be empty.
 ALIBI_HD Range split_range(Range range, int count, int index, int size) {

@@ -10,6 +10,9 @@ namespace alibi {
 namespace cuda {
 
 void run_forward(Call& call, int32_t dtype, const ForwardParams& params);
+// The same on a Hopper GPU, where it can: see hopper_takes_forward.
+bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params);
+void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params);
 void run_backward(Call& call, int32_t dtype, const BackwardParams& params);
 void run_weights_forward(Call& call, int32_t dtype, const WeightsForwardParams& params);
 void run_weights_backward(Call& call, int32_t dtype, const WeightsBackwardParams& params);
@@ -17,6 +20,9 @@ void run_weights_backward(Call& call, int32_t dtype, const WeightsBackwardParams
 // Largest |k_j| of every key head, [B, Hkv].
 void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& k,
                    float* norms);
+// Largest |q_i| of every `rows` query rows, [B, Hq, ceil(Sq / rows)]; rows is a multiple of 64.
+void run_query_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& q,
+                     int rows, float* norms);
 // A copy of [B, heads, len, D] whose rows are padded to 16 bytes; `target` says where.
 void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorView& target,
               int batch, int heads, int len, int head_dim);

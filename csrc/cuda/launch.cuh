@@ -12,6 +12,9 @@
 #include "simt/runtime.h"
 #else
 #include <cuda_runtime.h>
+#if CUDART_VERSION >= 12000
+#include <cuda.h>
+#endif
 #endif
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// The tile sizes of the portable kernels: the one table of each kernel.
+// The tile sizes: the one table of each kernel. First the portable ones.
 //
 // A thread block works on `warps * row_blocks * 16` rows that stay in shared memory and walks over
 // tiles of `columns` rows of the other kind. Rows are queries in the forward, dq and weights
@@ -57,6 +57,35 @@ constexpr TileConfig kKeyGradTiles[] = {
     {2, 128, 4, 1, 32}, {2, 256, 4, 1, 32}, {4, 32, 4, 1, 32},
     {4, 64, 4, 1, 32},  {4, 128, 4, 1, 16}, {4, 256, 2, 1, 16},
 };
+
+// The Hopper kernels: `groups` warpgroups of 64 query rows each, and one more that starts copies
+// into `stages` buffers for K and as many for V. The block has all 65536 registers of the
+// multiprocessor: they are dealt out evenly when it starts and then moved to where the accumulators
+// are.
+struct WarpgroupTile {
+  int head_dim;
+  int groups;
+  int columns;
+  int stages;
+  int consumer_registers;
+  int producer_registers;
+
+  ALIBI_HD constexpr int rows() const { return groups * 64; }
+  ALIBI_HD constexpr int threads() const { return (groups + 1) * 128; }
+  ALIBI_HD constexpr bool fits_registers() const {
+    return (groups * consumer_registers + producer_registers) * 128 <= 65536;
+  }
+};
+
+// out = softmax(q k^T) v: accumulators (columns + head_dim) / 2 registers, and columns / 4 for P.
+constexpr WarpgroupTile kHopperForwardTiles[] = {{64, 2, 128, 2, 240, 24},
+                                                 {128, 2, 128, 2, 240, 24}};
+
+template <int D>
+constexpr WarpgroupTile kHopperForwardTile = kHopperForwardTiles[D == 64 ? 0 : 1];
+static_assert(kHopperForwardTile<64>.head_dim == 64 && kHopperForwardTile<64>.fits_registers(), "");
+static_assert(kHopperForwardTile<128>.head_dim == 128 && kHopperForwardTile<128>.fits_registers(),
+              "");
 
 template <int N>
 constexpr TileConfig find_tile(const TileConfig (&table)[N], int bytes, int head_dim) {

@@ -23,3 +23,13 @@ def model(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
     library_of_model.configure()
     yield library_of_model
     library_of_model.release()
+
+
+@pytest.fixture
+def hopper(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
+    """The same, on a GPU of compute capability 9.0."""
+    library_of_model.capability = 9
+    library_of_model.configure()
+    yield library_of_model
+    library_of_model.release()
+    library_of_model.capability = 8

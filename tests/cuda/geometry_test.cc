@@ -229,6 +229,50 @@ void check_tile_tables() {
   }
 }
 
+// Every key within reach of a position is kept, and no other.
+void check_within_reach() {
+  for (int first = -20; first < 40; first += 3) {
+    for (int count = 1; count <= 5; count += 2) {
+      for (int reach = 0; reach < 12; ++reach) {
+        const Range keys = {4, 23}, left = within_reach(keys, {first, first + count}, reach);
+        for (int j = keys.begin; j < keys.end; ++j) {
+          bool near = false;
+          for (int p = first; p < first + count; ++p)
+            near = near || (j - p <= reach && p - j <= reach);
+          expect(near == contains(left, j), "within_reach is exact", first, j, reach);
+        }
+      }
+    }
+  }
+  const int far = static_cast<int>(kMaxLength);
+  const Range all = within_reach({0, far}, {2 * (far - 1), 2 * (far - 1) + 1}, far);
+  expect(all.begin == far - 2 && all.end == far, "within_reach does not overflow", all.begin);
+}
+
+// Every tile of every sequence once, few sequences at a time, the last tiles first.
+void check_longest_first() {
+  for (int tiles = 1; tiles <= 4; ++tiles) {
+    for (int sequences = 1; sequences <= 7; ++sequences) {
+      for (int together = 1; together <= sequences; ++together) {
+        std::set<int> seen;
+        TilePlace before = {0, tiles - 1};
+        for (int i = 0; i < tiles * sequences; ++i) {
+          const TilePlace at = longest_first(static_cast<unsigned>(i), tiles, sequences, together);
+          expect(at.tile >= 0 && at.tile < tiles && at.sequence >= 0 && at.sequence < sequences,
+                 "longest_first stays inside", i, at.sequence, at.tile);
+          seen.insert(at.sequence * tiles + at.tile);
+          const int section = at.sequence / together, last = before.sequence / together;
+          expect(section > last || (section == last && at.tile <= before.tile),
+                 "sections in turn, tiles from the last", i, section, at.tile);
+          before = at;
+        }
+        expect(static_cast<int>(seen.size()) == tiles * sequences, "every tile once", tiles,
+               sequences, together);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -252,6 +296,8 @@ int main() {
   check_spans();
   check_prune_bound();
   check_splits();
+  check_within_reach();
+  check_longest_first();
   check_swizzle();
   check_tile_tables();
   if (failures > 0) printf("%d failures\n", failures);

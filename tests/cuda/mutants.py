@@ -14,12 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests import results
 from tests.cases import Case
+from tests.cuda import mutants_hopper
 from tests.cuda.model import ROOT, Model, build_variant
+from tests.cuda.mutant import UNITS, Mutant
 
 FLAGS = ("-DALIBI_HEAD_DIMS_16=64,128", "-DALIBI_HEAD_DIMS_32=64")
 
@@ -49,17 +50,6 @@ SPLIT_CASES = (
 SEEDS = (0, 4, 5)
 
 
-@dataclass(frozen=True)
-class Mutant:
-    what: str
-    file: str
-    old: str
-    new: str
-    nth: int = 0  # which occurrence of `old`
-    part: str = "forward"  # what is compiled and run: forward, backward or weights
-    equal: str = ""  # why no result can change
-
-
 def _wait(name: str, file: str, nth: int, part: str, groups: int = 0) -> Mutant:
     return Mutant(name, file, f"copy_wait<{groups}>();", "", nth, part)
 
@@ -71,8 +61,9 @@ def _barrier(name: str, file: str, nth: int, part: str) -> Mutant:
 FORWARD, QUERY, KEY = "sm80/forward.cuh", "sm80/backward_query.cuh", "sm80/backward_key.cuh"
 TILE, BIAS, SOFTMAX = "sm80/tile.cuh", "sm80/bias_mask.cuh", "sm80/softmax.cuh"
 GEOMETRY, PREPASS, WEIGHTS = "geometry.h", "sm80/prepass.cuh", "sm80/weights.cuh"
+OUTPUT = "sm80/output.cuh"
 
-MUTANTS = (
+PORTABLE = (
     _wait("no wait for the first K and Q", FORWARD, 0, "forward"),
     _wait("no wait for V", FORWARD, 1, "forward"),
     _wait("no wait for the next K", FORWARD, 2, "forward"),
@@ -100,8 +91,8 @@ MUTANTS = (
         equal="warps exchange their rows as a whole",
     ),
     Mutant("P not rescaled", FORWARD, "rescale_rows(o, rescale);", ""),
-    Mutant("lse in base 2", FORWARD, "state.log2_sum(i) * kLn2", "state.log2_sum(i)"),
-    Mutant("rows past the end are stored", FORWARD, "if (row >= problem.len_q) continue;", ""),
+    Mutant("lse in base 2", OUTPUT, "state.log2_sum(i) * kLn2", "state.log2_sum(i)"),
+    Mutant("rows past the end are stored", OUTPUT, "if (row >= problem.len_q) continue;", ""),
     Mutant(
         "keys beyond the tensor are read",
         "sm80/block.cuh",
@@ -329,13 +320,7 @@ MUTANTS = (
     ),
 )
 
-
-def mutate(mutant: Mutant, csrc: Path) -> None:
-    path = csrc / "cuda" / mutant.file
-    pieces = path.read_text().split(mutant.old)
-    assert len(pieces) > mutant.nth + 1, f"{mutant.what}: {mutant.old!r} is not in {mutant.file}"
-    head, tail = pieces[: mutant.nth + 1], pieces[mutant.nth + 1 :]
-    path.write_text(mutant.old.join(head) + mutant.new + mutant.old.join(tail))
+MUTANTS = PORTABLE + mutants_hopper.MUTANTS
 
 
 def outcome(mutant: Mutant) -> str:
@@ -343,8 +328,8 @@ def outcome(mutant: Mutant) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "csrc", folder / "csrc")
-        mutate(mutant, folder / "csrc")
-        library = build_variant(folder / "csrc", f"{mutant.part}.cu", FLAGS, folder)
+        mutant.apply(folder / "csrc")
+        library = build_variant(folder / "csrc", UNITS[mutant.part], FLAGS, folder)
         command = [sys.executable, "-m", "tests.cuda.mutants", "--run", str(library), mutant.part]
         try:
             run = subprocess.run(
@@ -363,8 +348,11 @@ def run_library(path: str, part: str) -> None:
     from tests.cuda.checks import check
     from tests.cuda.test_model import test_what_no_row_may_see_may_hold_anything
 
-    parts = ("forward", "backward") if part == "backward" else (part,)
     model = Model(Path(path))
+    if part == "hopper":
+        run_hopper(model)
+        return
+    parts = ("forward", "backward") if part == "backward" else (part,)
     for seed in SEEDS:
         for case, dtype in CASES:
             check(model, case, dtype, seed=seed, parts=parts)
@@ -372,6 +360,17 @@ def run_library(path: str, part: str) -> None:
         check(model, case, dtype, seed=1, multiprocessors=16, parts=parts)
     if part != "weights":
         test_what_no_row_may_see_may_hold_anything(model, "float16")
+
+
+def run_hopper(model: Model) -> None:
+    from tests.cuda import test_hopper
+
+    model.capability = 9
+    for seed in mutants_hopper.SEEDS:
+        for case, dtype in mutants_hopper.CASES:
+            test_hopper.check_forward(model, case, dtype, seed)
+    test_hopper.test_unseen_values_may_hold_anything_at_both_ends(model, 64)
+    test_hopper.test_the_far_key_that_outscores_the_near_ones_is_found(model)
 
 
 def main(arguments: list[str]) -> int:

@@ -62,7 +62,7 @@ def test_it_says_what_it_is(library: Library) -> None:
     assert info["backend"] == "cuda"
     assert info["abi"] == library.c.alibi_abi_version() == 2
     assert {800, 900} <= set(info["architectures"])
-    assert "cuda-sm80" in info["implementations"]
+    assert info["implementations"] == ["cuda-sm90", "cuda-sm80"]
 
 
 def outcomes_with_host_memory() -> dict[str, str]:
@@ -124,22 +124,46 @@ def disassembler() -> str | None:
     return shutil.which("cuobjdump") or next(map(str, installed), None)
 
 
-@pytest.mark.slow
-def test_products_of_16_bit_types_run_on_tensor_cores() -> None:
-    """In the machine code of sm_80: HMMA and asynchronous copies in each 16-bit kernel, none in a
-    float32 one, and no access to local memory anywhere, where registers would be spilled."""
+def attention_kernels(architecture: str) -> dict[str, str]:
+    """Machine code of the attention kernels, by mangled name."""
     tool = disassembler()
     if tool is None:
         pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
-    listing = subprocess.run(
-        [tool, "-sass", "-arch", "sm_80", str(PATH)], capture_output=True, text=True, check=True
-    ).stdout
-    kernels = [part for part in listing.split("Function : ")[1:] if "attention_" in part[:60]]
+    command = [tool, "-sass", "-arch", architecture, str(PATH)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    parts = listing.split("Function : ")[1:]
+    return {part.split(None, 1)[0]: part for part in parts if "attention_" in part[:60]}
+
+
+def assert_no_spills(name: str, kernel: str) -> None:
+    """Local memory is where registers would be spilled."""
+    assert "STL" not in kernel, name
+    assert "LDL" not in kernel, name
+
+
+@pytest.mark.slow
+def test_products_of_16_bit_types_run_on_tensor_cores() -> None:
+    """In the machine code of sm_80: HMMA and asynchronous copies in each 16-bit kernel, none in a
+    float32 one."""
+    kernels = attention_kernels("sm_80")
     assert len(kernels) >= 40
-    for kernel in kernels:
-        name = kernel.split(None, 1)[0]
+    for name, kernel in kernels.items():
         sixteen_bits = "half" in name or "bfloat" in name
         assert ("HMMA" in kernel) == sixteen_bits, name
         assert "LDGSTS" in kernel, name
-        assert "STL" not in kernel, name
-        assert "LDL" not in kernel, name
+        assert_no_spills(name, kernel)
+
+
+@pytest.mark.slow
+def test_hopper_kernels_use_the_copy_engine_and_warpgroup_products() -> None:
+    """In the machine code of sm_90a: HGMMA on tiles that UTMALDG has brought, registers moved
+    between warpgroups, no product of the older kind and none that waits for the one before it."""
+    listed = attention_kernels("sm_90a")  # those of sm_90 besides
+    kernels = {name: kernel for name, kernel in listed.items() if "hopper" in name}
+    assert len(kernels) == 4, sorted(kernels)
+    for name, kernel in kernels.items():
+        assert "HGMMA" in kernel, name
+        assert "UTMALDG.4D" in kernel, name
+        assert "USETMAXREG" in kernel, name
+        assert "HMMA." not in kernel.replace("HGMMA.", ""), name
+        assert_no_spills(name, kernel)

@@ -172,7 +172,7 @@ def test_ldmatrix_has_no_bank_conflicts(model: Model) -> None:
 
 def test_a_packed_projection_is_read_in_place(model: Model) -> None:
     """q, k and v as thirds of [B, S, 3, H, D]: only the strides differ, no copy is made."""
-    case = Case("packed", 2, 2, 2, 70, 70, 32, layout="BSND")
+    case = Case("packed", 2, 2, 2, 70, 70, 64, layout="BSND")
     x = make_inputs(case, "float16")
     calls = Calls(model, case, "float16", x)
     want = [y.copy() for y in calls.forward()]
@@ -180,7 +180,7 @@ def test_a_packed_projection_is_read_in_place(model: Model) -> None:
     model.configure()
     thirds = {}
     for i, name in enumerate("kqv"):
-        third = tensor(address(packed) + 2 * i * 2 * 32, x.q.shape, "BSND")
+        third = tensor(address(packed) + 2 * i * case.Hq * case.D, x.q.shape, "BSND")
         third.stride_b, third.stride_s = 3 * third.stride_b, 3 * third.stride_s
         thirds[name] = third
     out, lse = model.empty(x.q.shape, x.q.dtype), model.empty((2, 2, 70), np.float32)

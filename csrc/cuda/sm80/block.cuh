@@ -54,14 +54,20 @@ struct QueryTask {
 };
 
 template <int kRows>
-__device__ __forceinline__ QueryTask query_task(const ProblemView& problem, unsigned block) {
+__device__ __forceinline__ QueryTask query_task(const ProblemView& problem, BlockPlace place) {
   QueryTask task;
-  task.place = place_block(block, ceil_div(problem.len_q, kRows), problem.heads_q);
+  task.place = place;
   task.head = load_head(problem, task.place.batch, task.place.head);
   task.kv_head = key_head(problem, task.place.head);
   task.rows = {task.place.tile * kRows, least(task.place.tile * kRows + kRows, problem.len_q)};
   task.keys = visible_keys(task.head.span, task.rows, task.head.causal);
   return task;
+}
+
+template <int kRows>
+__device__ __forceinline__ QueryTask query_task(const ProblemView& problem, unsigned block) {
+  return query_task<kRows>(problem,
+                           place_block(block, ceil_div(problem.len_q, kRows), problem.heads_q));
 }
 
 // The rows that a task may need of a query tensor (q, dout) or of a key tensor (k, v).

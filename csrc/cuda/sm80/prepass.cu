@@ -6,15 +6,29 @@
 
 namespace alibi {
 namespace cuda {
+namespace {
+
+void run_norms(Call& call, int32_t dtype, const NormParams& params) {
+  const int64_t heads = int64_t{params.problem.batch} * params.heads;
+  call.clear(params.norms,
+             heads * ceil_div(params.len, params.rows) * static_cast<int64_t>(sizeof(float)));
+  dispatch_dtype(dtype, [&](auto type) {
+    call.launch(largest_norms<decltype(type)>, heads * ceil_div(params.len, kNormRows),
+                kPrepassThreads, 0, params);
+  });
+}
+
+}  // namespace
 
 void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& k,
                    float* norms) {
-  const int64_t heads = int64_t{problem.batch} * problem.heads_kv;
-  call.clear(norms, heads * static_cast<int64_t>(sizeof(float)));
-  dispatch_dtype(dtype, [&](auto type) {
-    call.launch(key_norms<decltype(type)>, heads * ceil_div(problem.len_k, kKeysPerBlock),
-                kPrepassThreads, 0, problem, k, norms);
-  });
+  const int rows = most(problem.len_k, 1);
+  run_norms(call, dtype, {problem, k, problem.heads_kv, problem.len_k, rows, true, norms});
+}
+
+void run_query_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& q,
+                     int rows, float* norms) {
+  run_norms(call, dtype, {problem, q, problem.heads_q, problem.len_q, rows, false, norms});
 }
 
 void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorView& target,

@@ -3,7 +3,8 @@
 //
 //   pack_rows     rows that do not start on 16-byte boundaries are copied into a padded buffer,
 //                 so that there is one way to load a tile
-//   key_norms     largest |k_j| of every key head, for the pruning bound
+//   largest_norms largest |k_j| of every key head, or |q_i| of every query tile, for the pruning
+//                 bound
 //   row_deltas    delta_i = <dout_i, out_i> - dlse_i, and slack_i = lse_i minus what the pruning
 //                 bound needs, in base 2
 //   weight_deltas delta_i = sum_j p_ij dp_ij
@@ -18,7 +19,7 @@ namespace cuda {
 
 constexpr int kPrepassThreads = 128;
 constexpr int kPrepassWarps = kPrepassThreads / 32;
-constexpr int kKeysPerBlock = 64;
+constexpr int kNormRows = 64;  // per block of largest_norms
 
 struct PackParams {
   TensorView source;  // [B, H, S, D], any strides
@@ -61,23 +62,33 @@ __device__ __forceinline__ float squared_norm(const T* row, int head_dim) {
   return sum == sum ? sum : INFINITY;
 }
 
-// norms [B, Hkv] starts at zero. The largest of non-negative floats is the largest of their bit
-// patterns, in any order.
+struct NormParams {
+  ProblemView problem;
+  TensorView tensor;  // [B, heads, len, D]
+  int heads;
+  int len;
+  int rows;      // that share a norm: all of them, or a multiple of kNormRows
+  bool in_span;  // only rows of [kv_start, kv_end)
+  float* norms;  // [B, heads, ceil(len / rows)], zero at the start
+};
+
+// The largest of non-negative floats is the largest of their bit patterns, in any order.
 template <class T>
-__global__ void __launch_bounds__(kPrepassThreads)
-    key_norms(const ProblemView problem, const TensorView k, float* norms) {
-  const BlockPlace place =
-      place_block(blockIdx.x, ceil_div(problem.len_k, kKeysPerBlock), problem.heads_kv);
-  const Span span = load_span(problem, place.batch);
-  const int first = place.tile * kKeysPerBlock, end = least(span.kv_end, first + kKeysPerBlock);
-  const T* keys = head_data<const T>(k, place.batch, place.head);
+__global__ void __launch_bounds__(kPrepassThreads) largest_norms(const NormParams params) {
+  const BlockPlace place = place_block(blockIdx.x, ceil_div(params.len, kNormRows), params.heads);
+  const Span span = load_span(params.problem, place.batch);
+  const Range valid = params.in_span ? Range{span.kv_start, span.kv_end} : Range{0, params.len};
+  const int first = place.tile * kNormRows, end = least(valid.end, first + kNormRows);
+  const T* data = head_data<const T>(params.tensor, place.batch, place.head);
   float largest = 0.0f;
-  for (int j = most(span.kv_start, first) + warp_id(); j < end; j += kPrepassWarps) {
-    largest = fmaxf(largest, squared_norm(keys + j * k.stride_s, problem.head_dim));
+  for (int row = most(valid.begin, first) + warp_id(); row < end; row += kPrepassWarps) {
+    const T* values = data + row * params.tensor.stride_s;
+    largest = fmaxf(largest, squared_norm(values, params.problem.head_dim));
   }
   if (lane_id() == 0) {
-    atomicMax(reinterpret_cast<int*>(norms) + place.batch * problem.heads_kv + place.head,
-              __float_as_int(sqrtf(largest)));
+    const int sequence = place.batch * params.heads + place.head;
+    const int index = sequence * ceil_div(params.len, params.rows) + first / params.rows;
+    atomicMax(reinterpret_cast<int*>(params.norms) + index, __float_as_int(sqrtf(largest)));
   }
 }
 

@@ -23,24 +23,26 @@ struct RowState {
 
   // Takes in one score tile, which becomes its weights exp2(s - row_max); returns in `rescale` what
   // older sums must be multiplied by. A row that has seen nothing allowed keeps row_max = -inf and
-  // gets weights 0.
+  // gets weights 0. Scores of row i may be handed in without a part that they share, offset[i].
   template <int kN>
-  __device__ __forceinline__ void absorb(float (&s)[kM][kN][4], float (&rescale)[kM][2]) {
+  __device__ __forceinline__ void absorb(float (&s)[kM][kN][4], float (&rescale)[kM][2],
+                                         const float (&offset)[kM][2] = {}) {
 #pragma unroll
     for (int i = 0; i < 2 * kM; ++i) {
       float& top = row_max[i / 2][i % 2];
-      float largest = top;
+      float largest = -INFINITY;
 #pragma unroll
       for (int c = 0; c < 2 * kN; ++c) largest = fmaxf(largest, s[i / 2][c / 2][i % 2 * 2 + c % 2]);
-      largest = quad_max(largest);
+      largest = fmaxf(top, quad_max(largest) + offset[i / 2][i % 2]);
       const float anchor = largest == -INFINITY ? 0.0f : largest;
       rescale[i / 2][i % 2] = exp2_fast(top - anchor);
       top = largest;
+      const float shift = anchor - offset[i / 2][i % 2];
       float sum = 0.0f;
 #pragma unroll
       for (int c = 0; c < 2 * kN; ++c) {
         float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
-        x = exp2_fast(x - anchor);
+        x = exp2_fast(x - shift);
         sum += x;
       }
       row_sum[i / 2][i % 2] = fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sum);

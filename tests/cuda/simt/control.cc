@@ -43,8 +43,9 @@ void release(void* memory) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void simt_configure(uint64_t seed, int races, int naive, int multiprocessors) {
-  simt::config = {seed, races != 0, naive != 0, multiprocessors};
+EXPORT void simt_configure(uint64_t seed, int races, int naive, int multiprocessors, int capability,
+                           uint32_t shared_base) {
+  simt::config = {seed, races != 0, naive != 0, multiprocessors, capability, shared_base};
   simt::stats = {};
 }
 EXPORT void simt_stats(int64_t* values) {
@@ -52,6 +53,8 @@ EXPORT void simt_stats(int64_t* values) {
   values[1] = simt::stats.async_copies;
   values[2] = simt::stats.bank_conflicts;
   values[3] = simt::stats.blocks;
+  values[4] = simt::stats.boxes;
+  values[5] = simt::stats.wide_products;
 }
 // Memory whose end lies (to 16 bytes) at a page that faults.
 EXPORT void* simt_allocate(size_t bytes) { return simt::allocate(bytes); }

@@ -46,6 +46,10 @@ inline int __syncthreads_and(int predicate) {
   return simt::block_barrier(predicate != 0, "__syncthreads_and");
 }
 
+inline void __syncwarp() {
+  simt::collective(0xffffffffu, "__syncwarp", nullptr, [](void**) {});
+}
+
 template <class T>
 T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
   const int lane = simt::machine.lane();
@@ -82,7 +86,7 @@ using bfloat_t = simt::Bfloat;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-inline uint32_t shared_base() { return 0; }
+inline uint32_t shared_base() { return simt::config.shared_base; }
 
 inline float exp2_fast(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 

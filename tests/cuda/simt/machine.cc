@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <map>
 
+#include "hopper.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -257,13 +259,29 @@ std::string deadlock() {
   return message;
 }
 
+// The copy engine finishes a copy: the oldest one in the default schedule, any in the others.
+void land_one() {
+  const size_t count = machine.in_flight.size();
+  const size_t index = config.seed == 0 ? 0 : machine.random() % count;
+  const std::function<void()> landing = std::move(machine.in_flight[index]);
+  machine.in_flight.erase(machine.in_flight.begin() + static_cast<std::ptrdiff_t>(index));
+  machine.current = nullptr;
+  landing();
+}
+
 void run_block() {
   const Order order = config.seed == 0 ? Order::kInOrder : static_cast<Order>(1 + config.seed % 3);
   Warp* last = nullptr;
   while (machine.error.empty()) {
+    if (config.seed != 0 && !machine.in_flight.empty() && machine.random() % 8 == 0) land_one();
     Warp* pick = pick_warp(order, last);
+    if (pick == nullptr && machine.alive > 0 && !machine.in_flight.empty()) {
+      land_one();
+      continue;
+    }
     if (pick == nullptr) {
       if (machine.alive > 0) machine.error = where() + deadlock();
+      if (machine.error.empty()) machine.error = hopper_complaint();
       return;
     }
     last = pick;
@@ -297,8 +315,11 @@ void prepare_block(const Memory& memory, int threads) {
   machine.barrier = Barrier();
   machine.error.clear();
   machine.alive = threads;
-  if (config.races) machine.shadow.assign(machine.shared_bytes / 2 + 1, Shadow());
-  memset(memory.shared, config.naive ? 0 : 0xff, machine.shared_bytes);  // NaN in every float type
+  machine.in_flight.clear();
+  reset_hopper(threads);
+  const size_t end = config.shared_base + machine.shared_bytes;
+  if (config.races) machine.shadow.assign(end / 2 + 1, Shadow());
+  memset(memory.shared, config.naive ? 0 : 0xff, end);  // NaN in every float type
   for (int w = 0; w < warps; ++w) {
     machine.warps[static_cast<size_t>(w)].clock.at[w] = 1;
     machine.warps[static_cast<size_t>(w)].priority = machine.random();

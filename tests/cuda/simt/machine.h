@@ -33,7 +33,9 @@ struct Config {
   bool races = true;  // check every access to shared memory against the vector clocks
   bool naive =
       false;  // copies land at once, nothing is poisoned: only to show what that would miss
-  int multiprocessors = 1;  // what the kernels are told
+  int multiprocessors = 1;   // what the kernels are told
+  int capability = 8;        // 9: a Hopper GPU, see hopper.h
+  uint32_t shared_base = 0;  // where the block's shared memory starts
 };
 
 // Counted over all kernels since the last reset.
@@ -42,19 +44,22 @@ struct Stats {
   int64_t async_copies = 0;    // of 16 bytes
   int64_t bank_conflicts = 0;  // of ldmatrix: rows of a matrix in a bank group already taken
   int64_t blocks = 0;
+  int64_t boxes = 0;          // copies by the copy engine
+  int64_t wide_products = 0;  // of a warpgroup, one per warp
 };
 
 extern Config config;
 extern Stats stats;
 
 constexpr int kMaxWarps = 32;
+constexpr int kMaxAgents = 64;  // warps, then one writer per mbarrier: the copy engine
 constexpr size_t kSharedMax = 227 * 1024;
 
-// Logical time of every warp, as far as the owner has synchronised with it.
+// Logical time of every agent, as far as the owner has synchronised with it.
 struct Clock {
-  uint32_t at[kMaxWarps] = {};
+  uint32_t at[kMaxAgents] = {};
   void join(const Clock& other) {
-    for (int i = 0; i < kMaxWarps; ++i) at[i] = std::max(at[i], other.at[i]);
+    for (int i = 0; i < kMaxAgents; ++i) at[i] = std::max(at[i], other.at[i]);
   }
 };
 
@@ -77,6 +82,7 @@ struct Fiber {
   const char* waiting = nullptr;          // name of the operation that it waits in
   std::vector<Copy> open_copies;          // not yet committed
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
+  std::vector<uint32_t> unfenced;         // 2-byte words stored since the last fence_async_proxy
 };
 
 struct Warp {
@@ -101,6 +107,7 @@ struct Barrier {
 struct Shadow {
   int writer = 0;
   uint32_t written = 0;           // time of the writer; kPending while a copy is in flight
+  bool unfenced = false;          // by a thread, and not yet visible to the async proxy
   uint32_t read[kMaxWarps] = {};  // time of the last read by each warp
 };
 constexpr uint32_t kPending = ~0u;
@@ -118,6 +125,7 @@ struct Machine {
   char* shared = nullptr;
   size_t shared_bytes = 0;
   bool barrier_result = false;
+  std::vector<std::function<void()>> in_flight;  // copies of the copy engine: what landing does
   std::string error;
   uint64_t random_state = 1;
 
@@ -139,9 +147,13 @@ void wake(int fiber);
 
 // A shared address, checked for `bytes` at `alignment`.
 char* shared_at(uint32_t address, size_t bytes, size_t alignment, const char* what);
-void note_read(uint32_t address, int bytes, const char* what);
-void note_write(uint32_t address, int bytes, const char* what, bool pending = false);
+// `async`: by a unit that sees through the async proxy.
+void note_read(uint32_t address, int bytes, const char* what, bool async = false);
+// `agent`: who writes; -1 is the current warp.
+void note_write(uint32_t address, int bytes, const char* what, bool pending = false,
+                int agent = -1);
 void note_landed(uint32_t address, int bytes);
+void note_landed(uint32_t address, int bytes, int agent, uint32_t time);
 
 // All lanes of `mask` meet; the last one to come runs `work` on the slots of all, then everyone
 // goes on.

@@ -11,7 +11,7 @@ char* shared_at(uint32_t address, size_t bytes, size_t alignment, const char* wh
     fail(std::string(what) + ": shared address " + std::to_string(address) + " not aligned to " +
          std::to_string(alignment));
   }
-  if (address + bytes > machine.shared_bytes) {
+  if (address < config.shared_base || address + bytes > config.shared_base + machine.shared_bytes) {
     fail(std::string(what) + ": shared address " + std::to_string(address) + " outside the " +
          std::to_string(machine.shared_bytes) + " bytes of the block");
   }
@@ -25,7 +25,7 @@ namespace {
 }
 }  // namespace
 
-void note_read(uint32_t address, int bytes, const char* what) {
+void note_read(uint32_t address, int bytes, const char* what, bool async) {
   if (!config.races) return;
   const int me = machine.warp_index();
   const Clock& clock = machine.warp().clock;
@@ -34,13 +34,16 @@ void note_read(uint32_t address, int bytes, const char* what) {
     if (s.written == kPending)
       race(what, "reads", i, "while a copy to it is in flight (missing wait)");
     if (s.writer != me && s.written > clock.at[s.writer])
-      race(what, "reads", i, "written by another warp, no barrier since");
+      race(what, "reads", i, "written by another agent, no barrier since");
+    if (async && s.unfenced)
+      race(what, "reads", i, "stored by a thread, no async proxy fence since");
     s.read[me] = clock.at[me];
   }
 }
 
-void note_write(uint32_t address, int bytes, const char* what, bool pending) {
+void note_write(uint32_t address, int bytes, const char* what, bool pending, int agent) {
   if (!config.races) return;
+  const bool by_thread = agent < 0;
   const int me = machine.warp_index();
   const Clock& clock = machine.warp().clock;
   for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes) + 1) / 2; ++i) {
@@ -53,17 +56,24 @@ void note_write(uint32_t address, int bytes, const char* what, bool pending) {
         race(what, "writes", i, "that another warp may still be reading");
       }
     }
-    s.writer = me;
+    if (!by_thread && s.unfenced)
+      race(what, "writes", i, "with no async proxy fence since a store");
+    s.writer = by_thread ? me : agent;
     s.written = pending ? kPending : clock.at[me];
+    s.unfenced = by_thread && config.capability >= 9;
+    if (s.unfenced) machine.current->unfenced.push_back(i);
   }
 }
 
 void note_landed(uint32_t address, int bytes) {
+  note_landed(address, bytes, machine.warp_index(), machine.warp().clock.at[machine.warp_index()]);
+}
+
+void note_landed(uint32_t address, int bytes, int agent, uint32_t time) {
   if (!config.races) return;
-  const int me = machine.warp_index();
   for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes)) / 2; ++i) {
-    machine.shadow[i].writer = me;
-    machine.shadow[i].written = machine.warp().clock.at[me];
+    machine.shadow[i].writer = agent;
+    machine.shadow[i].written = time;
   }
 }
 

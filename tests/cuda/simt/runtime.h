@@ -9,6 +9,9 @@
 #include <type_traits>
 
 #include "machine.h"
+#include "tensor_map.h"
+
+#define CUDART_VERSION 13000
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
@@ -52,9 +55,10 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute == cudaDevAttrComputeCapabilityMajor) *value = 8;
+  const bool hopper = simt::config.capability >= 9;
+  if (attribute == cudaDevAttrComputeCapabilityMajor) *value = simt::config.capability;
   if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
-    *value = 99 * 1024;  // of sm_86 and sm_89
+    *value = hopper ? 227 * 1024 : 99 * 1024;  // 99: of sm_86 and sm_89
   if (attribute == cudaDevAttrMultiProcessorCount) *value = simt::config.multiprocessors;
   return cudaSuccess;
 }
@@ -73,5 +77,20 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaSt
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return simt::launch_error().c_str(); }
+
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess,
+  cudaDriverEntryPointSymbolNotFound
+};
+enum { cudaEnableDefault };
+
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                                    unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* found) {
+  const bool known = std::string(name) == "cuTensorMapEncodeTiled";
+  *function = known ? reinterpret_cast<void*>(&cuTensorMapEncodeTiled) : nullptr;
+  *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
 
 #endif  // SIMT_RUNTIME_H_

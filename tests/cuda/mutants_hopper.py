@@ -1,0 +1,291 @@
+"""Mistakes in the Hopper kernels that the model must catch; run as tests.cuda.mutants says."""
+
+from __future__ import annotations
+
+from tests.cases import Case
+from tests.cuda.mutant import Mutant
+
+CASES = (
+    (Case("causal", 1, 2, 1, 300, 700, 64, slopes="learned"), "bfloat16"),
+    (Case("spans", 2, 4, 2, 140, 700, 128, spans=((37, 690, 555), (140, 420, 300))), "float16"),
+    (Case("full", 1, 2, 1, 133, 650, 128, causal=False, slopes="learned"), "bfloat16"),
+    (Case("sees-nothing", 1, 1, 1, 300, 600, 64, spans=((150, 590, 0),)), "float16"),
+    (Case("steep", 1, 2, 1, 160, 1300, 64, slopes="steep"), "float16"),
+    (Case("one-tile", 1, 1, 1, 40, 100, 64), "bfloat16"),
+    (Case("far-ahead", 1, 1, 1, 40, 640, 128, spans=((130, 600, 900),), slopes="steep"), "float16"),
+)
+SEEDS = (0, 1, 4, 5)
+
+FORWARD, MATRIX, MAP = "sm90/forward.cuh", "sm90/matrix.cuh", "sm90/tensor_map.h"
+GEOMETRY, TILES = "geometry.h", "tile_config.h"
+
+K_FULL = "barrier_wait(memory.k_full(k_place.stage), k_place.parity);"
+V_FULL = "barrier_wait(memory.v_full(v_place.stage), v_place.parity);"
+K_DONE = (
+    "products_wait<1>();\n    pin_registers(s[0]);\n    release(memory.k_empty(k_place.stage));"
+)
+V_DONE = (
+    "products_wait<0>();\n    pin_registers(o[0]);\n    release(memory.v_empty(v_place.stage));"
+)
+NEXT = "start_next_scores();\n    start_next_sum();\n    turn.pass();"
+
+
+def _forward(
+    what: str, old: str, new: str = "", nth: int = 0, file: str = FORWARD, equal: str = ""
+) -> Mutant:
+    return Mutant(what, file, old, new, nth, "hopper", equal)
+
+
+WAITS = (
+    _forward("no wait for Q", "barrier_wait(memory.q_full(), 0);"),
+    _forward("no wait for the first K", K_FULL, nth=0),
+    _forward("no wait for K", K_FULL, nth=1),
+    _forward("no wait for V", V_FULL, nth=0),
+    _forward("no wait for the last V", V_FULL, nth=1),
+    _forward("K overwritten early", "barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);"),
+    _forward("V overwritten early", "barrier_wait(memory.v_empty(place.stage), place.parity ^ 1);"),
+    _forward("producer waits for the wrong phase", "place.parity ^ 1", "place.parity"),
+    _forward(
+        "a late lane of the producer misses a phase",
+        "    if (leader) {\n      barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);",
+        "    barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);\n    if (leader) {",
+    ),
+    _forward("parity never changes", "parity ^= 1;", file=MATRIX),
+    _forward("edge parity never changes", "edge_parity ^= 1;"),
+    _forward("S read before its wait", K_DONE, K_DONE.replace("<1>", "<2>")),
+    _forward("O read before its wait", V_DONE, V_DONE.replace("<0>", "<1>")),
+    _forward("the last O read before its wait", "products_wait<0>();", "products_wait<1>();", 2),
+    _forward("K released before its products end", K_DONE, "\n".join(reversed(K_DONE.split("\n")))),
+    _forward("V released before its products end", V_DONE, "\n".join(reversed(V_DONE.split("\n")))),
+    _forward("K never released", K_DONE, K_DONE.rsplit("\n", 1)[0]),
+    _forward("V never released", V_DONE, V_DONE.rsplit("\n", 1)[0]),
+    _forward("V released by the first tile", "k_place.advance();", "v_place.advance();"),
+    _forward(
+        "empty counts warpgroups, not warps", "empty ? 4 * kTile.groups", "empty ? kTile.groups"
+    ),
+    _forward(
+        "every lane releases",
+        "if (lane_id() == 0) barrier_arrive(barrier);",
+        "barrier_arrive(barrier);",
+    ),
+)
+
+COPIES = (
+    _forward("barriers not fenced", "    barrier_init_fence();"),
+    _forward("barriers used before they are ready", "  __syncthreads();\n"),
+    _forward(
+        "half of K expected", "k_full(place.stage), kBytes);", "k_full(place.stage), kBytes / 2);"
+    ),
+    _forward(
+        "half of V expected", "v_full(place.stage), kBytes);", "v_full(place.stage), kBytes / 2);"
+    ),
+    _forward(
+        "more of Q expected",
+        "q_full(), kTileBytes<kTile.rows(), D>",
+        "q_full(), 2 * kTileBytes<kTile.rows(), D>",
+    ),
+    _forward(
+        "every panel from the first columns", "panel * kPanelColumns, row", "0, row", file=MATRIX
+    ),
+    _forward(
+        "every panel in the same place", "tile + panel * kPanelBytes<kRows>", "tile", file=MATRIX
+    ),
+    _forward(
+        "K of the wrong head",
+        "key,\n                             task.kv_head",
+        "key,\n                             task.place.head",
+    ),
+    _forward(
+        "K of the first batch item",
+        "key,\n                             task.kv_head, task.place.batch",
+        "key,\n                             task.kv_head, 0",
+    ),
+    _forward(
+        "Q of the wrong rows",
+        "task.rows.begin,\n                               task.place.head",
+        "0,\n                               task.place.head",
+    ),
+    _forward(
+        "sequence and head strides exchanged",
+        "map_stride(len, tensor.stride_s), map_stride(heads, tensor.stride_h)",
+        "map_stride(heads, tensor.stride_h), map_stride(len, tensor.stride_s)",
+        file=MAP,
+    ),
+    _forward(
+        "rows beyond the tensor are read",
+        "static_cast<cuuint64_t>(len)",
+        "static_cast<cuuint64_t>(len + 128)",
+        file=MAP,
+    ),
+    _forward(
+        "shared memory not rounded up",
+        "(shared_base() + kEightRows - 1) & ~(kEightRows - 1u)",
+        "shared_base()",
+    ),
+    _forward("no room for rounding up", "kEightRows + kQueryBytes", "kQueryBytes"),
+    _forward(
+        "unseen V used as it is",
+        "if (key < task.keys.begin || key + kColumns > task.keys.end) {",
+        "if (false) {",
+    ),
+    _forward("V before the span used as it is", "key < task.keys.begin || key", "key"),
+    _forward(
+        "last seen V cleared", "key < task.keys.end) continue", "key + 1 < task.keys.end) continue"
+    ),
+    _forward(
+        "one unseen V kept", "key < task.keys.end) continue", "key <= task.keys.end) continue"
+    ),
+    _forward("first seen V cleared", "key >= task.keys.begin &&", "key > task.keys.begin &&"),
+    _forward("cleared before it has landed", "barrier_wait(memory.v_raw(), parity);"),
+    _forward("clearing not fenced", "  fence_async_proxy();\n"),
+    _forward(
+        "full before all lanes have cleared",
+        "  fence_async_proxy();\n  __syncwarp();\n",
+        "  fence_async_proxy();\n",
+    ),
+    _forward("registers not released", "release_registers<kTile.producer_registers>();"),
+)
+
+PRODUCTS = (
+    _forward("no fence before the first S", "    products_fence();\n", nth=0),
+    _forward("no fence before S", "    products_fence();\n", nth=1),
+    _forward("no fence before the last O", "    products_fence();\n", nth=2),
+    _forward("S and O in one group", "    products_commit();\n", nth=0),
+    _forward("O before S", NEXT, "start_next_sum();\n    start_next_scores();\n    turn.pass();"),
+    _forward("P packed while it is read", V_DONE, "pack_tile<T>(p, s[0]);\n    " + V_DONE),
+    _forward("O rescaled while it is written", V_DONE, "rescale_rows(o, rescale);\n    " + V_DONE),
+    _forward("O not rescaled", "    rescale_rows(o, rescale);\n"),
+    _forward("S added to the old one", "k != 0, T{}", "true, T{}", file=MATRIX),
+    _forward("k step of 64 bytes", "k % 4 * 32", "k % 4 * 64", file=MATRIX),
+    _forward("second panel of Q forgotten", "panel * kPanelBytes<kRowsA> +", "0 +", file=MATRIX),
+    _forward("second panel of K forgotten", "panel * kPanelBytes<8 * kN> +", "0 +", file=MATRIX),
+    _forward("512 bytes between groups of rows", "a, 16, kEightRows", "a, 16, 512", file=MATRIX),
+    _forward(
+        "V: panel stride forgotten",
+        "matrix_descriptor(b, kPanelBytes<16 * kK>, kEightRows)",
+        "matrix_descriptor(b, 16, kEightRows)",
+        file=MATRIX,
+    ),
+    _forward(
+        "V: strides exchanged",
+        "matrix_descriptor(b, kPanelBytes<16 * kK>, kEightRows)",
+        "matrix_descriptor(b, kEightRows, kPanelBytes<16 * kK>)",
+        file=MATRIX,
+    ),
+    _forward("V: half a step", "k * 2 * kEightRows", "k * kEightRows", file=MATRIX),
+    _forward("V not transposed", "multiply_held<true>", "multiply_held<false>", file=MATRIX),
+    _forward(
+        "P in the wrong order",
+        "s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]",
+        "s[2 * k + i % 2][i / 2 * 2], s[2 * k + i % 2][i / 2 * 2 + 1]",
+        file=MATRIX,
+    ),
+    _forward(
+        "both warpgroups take the first rows",
+        "memory.q() + turn.group * kPanelBytes<64>",
+        "memory.q()",
+    ),
+    _forward(
+        "first tile not packed",
+        "softmax(tile, std::false_type{});\n    pack_tile<T>(p, s[0]);",
+        "softmax(tile, std::false_type{});",
+    ),
+)
+
+TURNS = (
+    _forward(
+        "turn opened by the wrong warpgroup",
+        "if (group == kGroups - 1) pass();",
+        "if (group == 0) pass();",
+    ),
+    _forward("last turn not taken", "    turn.close();\n"),
+    _forward("turn never opened", "    turn.open();\n"),
+    _forward("turn never passed", NEXT, NEXT.replace("turn.pass();", "")),
+    _forward(
+        "turn passed to oneself",
+        "named_arrive(1 + (group + 1) % kGroups, 256)",
+        "named_arrive(1 + group, 256)",
+    ),
+    _forward("turn not taken", "turn.take();", "", 1),
+)
+
+SCORES = (
+    _forward(
+        "diagonal tile taken for a plain one",
+        "side_of_diagonal(head.span, rows, keys) < 0;",
+        "true;",
+    ),
+    _forward(
+        "right side taken for a plain one",
+        "side_of_diagonal(head.span, rows, keys) < 0;",
+        "side_of_diagonal(head.span, rows, keys) != 0;",
+    ),
+    _forward(
+        "edges of the span taken for plain",
+        "return all_allowed(head.span, rows, keys, head.causal) &&",
+        "return",
+    ),
+    _forward("plain: one column off", "(kColumns - 7)", "(kColumns - 8)"),
+    _forward(
+        "plain: distance to the wrong key",
+        "tile * kColumns + kColumns - 1, lane",
+        "tile * kColumns + kColumns, lane",
+    ),
+    _forward(
+        "plain: the row's part left out",
+        "state.absorb(s, rescale, offset);",
+        "state.absorb(s, rescale);",
+    ),
+    _forward(
+        "plain: rows 8 apart taken for one",
+        "row0 + 8 * i + lane_id() / 4);",
+        "row0 + lane_id() / 4);",
+    ),
+    _forward("rows of the wrong warp", "warp_id() % 4 * 16)", "(warp_id() + 1) % 4 * 16)"),
+    _forward(
+        "offset not in the shift",
+        "anchor - offset[i / 2][i % 2]",
+        "anchor",
+        file="sm80/softmax.cuh",
+    ),
+    _forward(
+        "rows past the end are stored",
+        "if (row >= problem.len_q) continue;",
+        file="sm80/output.cuh",
+    ),
+)
+
+REACH = (
+    _forward(
+        "pruning forgets the query norm",
+        "score_ceiling(problem.scale, q_norm, k_norm)",
+        "score_ceiling(problem.scale, 0.0f, k_norm)",
+    ),
+    _forward(
+        "pruning forgets how near the nearest key is", "head.slope2, nearest)", "head.slope2, 0)"
+    ),
+    _forward(
+        "reach of the last row only", "{first, last + 1}, reach)", "{last, last + 1}, reach - 160)"
+    ),
+    _forward(
+        "walk ends one tile early",
+        "tile >= tiles.begin; --tile, place",
+        "tile > tiles.begin; --tile, place",
+    ),
+    _forward(
+        "heads of later sections forgotten",
+        "return {first + static_cast<int>(rest % count)",
+        "return {static_cast<int>(rest % count)",
+        file=GEOMETRY,
+        equal="the cases have one section; geometry_test.cc covers more",
+    ),
+    _forward(
+        "tiles from the first",
+        "tiles - 1 - static_cast<int>(rest / count)}",
+        "static_cast<int>(rest / count)}",
+        file=GEOMETRY,
+        equal="the order of blocks",
+    ),
+)
+
+MUTANTS = WAITS + COPIES + PRODUCTS + TURNS + SCORES + REACH

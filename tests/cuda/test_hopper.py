@@ -1,0 +1,164 @@
+"""The Hopper kernels, executed on the CPU: unchanged sources, every mode, several schedules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.cases import SHAPES, SMALL, Case, make_inputs
+from tests.cuda import test_model
+from tests.cuda.checks import check
+from tests.cuda.model import Calls, Model, address, tensor
+
+
+def with_head_dim(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The same problems with head sizes that these kernels take."""
+    sizes = (64, 128)
+    return tuple(replace(case, D=sizes[i % 2]) for i, case in enumerate(cases))
+
+
+ALL_MODES = with_head_dim(SMALL)
+
+# Rings of two buffers go round twice, several query tiles, both head sizes, two key heads, ends of
+# spans inside tiles, a query tile that sees nothing.
+MANY_TILES = (
+    Case("causal-D64", 1, 2, 1, 300, 700, 64, slopes="learned"),
+    Case("spans-D128", 1, 4, 2, 140, 700, 128, spans=((37, 690, 555),), layout="BSND"),
+    Case("full-D64", 1, 2, 2, 133, 650, 64, causal=False, slopes="learned"),
+    Case("full-signed-D128", 1, 2, 1, 130, 600, 128, causal=False, bias="signed"),
+    Case("half-sees-nothing-D64", 2, 1, 1, 300, 600, 64, spans=((150, 590, 0), (520, 600, 100))),
+    Case("far-ahead-D128", 1, 1, 1, 40, 640, 128, spans=((130, 600, 9000),), slopes="mixed"),
+)
+
+
+def check_forward(hopper: Model, case: Case, dtype: str, seed: int = 0, prune: bool = True) -> None:
+    check(hopper, case, dtype, seed=seed, prune=prune, parts=("forward",))
+    assert hopper.stats()["async_copies"] == 0, "the portable kernel ran"
+
+
+@pytest.mark.parametrize("case", ALL_MODES[::3], ids=str)
+def test_every_situation(hopper: Model, case: Case) -> None:
+    check_forward(hopper, case, "bfloat16" if case.D == 64 else "float16", seed=1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", MANY_TILES, ids=str)
+def test_many_tiles_under_several_schedules(hopper: Model, case: Case, seed: int) -> None:
+    check_forward(hopper, case, "float16" if seed % 2 else "bfloat16", seed, prune=seed != 1)
+    assert hopper.stats()["wide_products"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", ALL_MODES + with_head_dim(SHAPES) + MANY_TILES, ids=str)
+def test_all_cases_under_ten_schedules(hopper: Model, case: Case, dtype: str, prune: bool) -> None:
+    for seed in range(10) if case.Sq * case.Sk < 300_000 else range(2):
+        check_forward(hopper, case, dtype, seed, prune)
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        lambda model: test_model.test_what_no_row_may_see_may_hold_anything(model, "float16"),
+        test_model.test_results_do_not_depend_on_the_schedule,
+        test_model.test_a_packed_projection_is_read_in_place,
+    ],
+    ids=["unseen", "deterministic", "packed"],
+)
+def test_what_holds_for_the_portable_kernels(hopper: Model, behaviour) -> None:  # type: ignore[no-untyped-def]
+    behaviour(hopper)
+    assert hopper.stats()["boxes"] > 0
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_unseen_values_may_hold_anything_at_both_ends(hopper: Model, head_dim: int) -> None:
+    """Several tiles reach beyond the visible keys: at the end of the span, and at its beginning."""
+    case = Case("ends", 1, 2, 1, 200, 600, head_dim, spans=((130, 430, 230),))
+    x = make_inputs(case, "bfloat16")
+    clean = [y.copy() for y in Calls(hopper, case, "bfloat16", x).forward()]
+    for name in ("k", "v"):
+        getattr(x, name)[:, :, 430:] = np.nan
+        getattr(x, name)[:, :, :130] = np.inf
+    for got, want in zip(Calls(hopper, case, "bfloat16", x).forward(), clean, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_pruning_skips_most_tiles_and_changes_less_than_rounding(hopper: Model) -> None:
+    """Slopes of 2 and more leave only the tiles next to the diagonal."""
+    case = Case("pruned", 1, 2, 1, 128, 1700, 64, slopes="steep")
+    x = make_inputs(case, "float16")
+    work, results = [], []
+    for prune in (False, True):
+        hopper.configure()
+        results.append(Calls(hopper, case, "float16", x, prune).forward())
+        work.append(hopper.stats()["wide_products"])
+    assert work[1] < work[0] / 4
+    for pruned, dense in zip(*results, strict=True):
+        unit = 2.0**-10 if pruned.ndim == 4 else 2.0**-22
+        error = np.abs(pruned.astype(np.float64) - dense.astype(np.float64)).max()
+        assert error <= unit * max(1.0, np.abs(dense).max())
+
+
+def test_the_far_key_that_outscores_the_near_ones_is_found(hopper: Model) -> None:
+    """Key norms are part of the bound: one huge key at the far end must still be visited."""
+    case = Case("far-key", 1, 1, 1, 64, 640, 64, slopes="steep")
+    x = make_inputs(case, "bfloat16")
+    query = x.q[0, 0, 5].astype(np.float32)
+    x.k[0, 0, 0] = (40_000.0 * query / np.linalg.norm(query)).astype(x.k.dtype)
+    dense, pruned = (Calls(hopper, case, "bfloat16", x, prune).forward() for prune in (False, True))
+    np.testing.assert_array_equal(pruned[0], dense[0])
+    np.testing.assert_array_equal(pruned[0][0, 0, 5], x.v[0, 0, 0])  # it attends to that key alone
+
+
+ELSEWHERE = Case("elsewhere", 1, 2, 1, 70, 130, 64)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "multiprocessors"),
+    [
+        (ELSEWHERE, "float32", 1),
+        (replace(ELSEWHERE, D=96), "float16", 1),
+        (replace(ELSEWHERE, D=40), "float16", 1),
+        (replace(ELSEWHERE, Sq=3, Sk=700), "float16", 64),  # keys split over several blocks
+    ],
+    ids=["float32", "D96", "D40", "split"],
+)
+def test_other_calls_run_on_the_portable_kernels(
+    hopper: Model, case: Case, dtype: str, multiprocessors: int
+) -> None:
+    check(hopper, case, dtype, multiprocessors=multiprocessors, parts=("forward",))
+    assert hopper.stats()["boxes"] == 0
+    assert hopper.stats()["async_copies"] > 0
+
+
+def test_a_stride_that_the_copy_engine_cannot_step_runs_on_the_portable_kernels(
+    hopper: Model,
+) -> None:
+    """Keys shared by all batch items: stride 0."""
+    case = Case("shared-keys", 2, 1, 1, 40, 150, 64)
+    x = make_inputs(case, "float16")
+    x.k[1], x.v[1] = x.k[0], x.v[0]
+    calls = Calls(hopper, case, "float16", x)
+    want = [y.copy() for y in calls.forward()]
+    assert hopper.stats()["boxes"] > 0
+    hopper.configure()
+    every = {name: tensor(address(getattr(calls, name)), x.q.shape, "BNSD") for name in ("q",)}
+    for name in ("k", "v"):
+        every[name] = tensor(address(getattr(calls, name)), x.k.shape, "BNSD")
+        every[name].stride_b = 0
+    out, lse = hopper.empty(x.q.shape, x.q.dtype), hopper.empty(want[1].shape, np.float32)
+    places = {"out": tensor(address(out), out.shape, "BNSD"), "lse": address(lse)}
+    hopper.call("alibi_attention_fwd", calls.problem, **every, **calls.modes, **places)
+    assert hopper.stats()["boxes"] == 0
+    np.testing.assert_allclose(out.astype("f4"), want[0].astype("f4"), atol=2e-3)
+    np.testing.assert_allclose(lse, want[1], atol=1e-5)
+
+
+def test_a_gpu_that_is_newer_still_runs_the_portable_kernels(hopper: Model) -> None:
+    """The instructions of sm_90a exist on 9.0 only."""
+    hopper.capability = 10
+    check(hopper, ELSEWHERE, "float16", parts=("forward",))
+    assert hopper.stats()["boxes"] == 0
