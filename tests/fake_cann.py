@@ -137,7 +137,16 @@ def _packed(x, dtype):
     return np.ascontiguousarray(x.astype(dtype))
 
 
+def _check_types(working, floats, integers):
+    """The types that the definition allows; what mixed precision does to operands would show."""
+    assert working[0].dtype == np.float16
+    assert {x.dtype for x in working} == {working[0].dtype}
+    assert {x.dtype for x in floats} == {np.dtype(np.float32)}
+    assert {x.dtype for x in integers} == {np.dtype(np.int32)}
+
+
 def _forward(q, k, v, slopes, spans, reach, attributes):
+    _check_types((q, k, v), (slopes,), (spans, reach))
     s, _, _, _ = _problem(q, k, slopes, spans, reach, attributes)
     sequence_first, dtype, heads = attributes[3], q.dtype, slopes.shape[0]
     with np.errstate(divide="ignore"):
@@ -148,6 +157,7 @@ def _forward(q, k, v, slopes, spans, reach, attributes):
 
 
 def _backward(q, k, v, slopes, lse, delta, dout, spans, reach, attributes):
+    _check_types((q, k, v, dout), (slopes, lse, delta), (spans, reach))
     s, ramp, q64, k64 = _problem(q, k, slopes, spans, reach, attributes)
     scale, sequence_first, heads = attributes[0], attributes[3], slopes.shape[0]
     dout, v64 = _rows(dout, sequence_first), _keys(v, heads, sequence_first)

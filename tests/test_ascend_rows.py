@@ -213,6 +213,29 @@ def test_mixed_precision_keeps_slopes(ms, custom_calls, mode):
     assert_close(grads, want, 2.0**-9 * want.max())
 
 
+def test_a_gradient_taken_inside_a_float16_cell(ms, custom_calls):
+    """There the backward, too, runs under mixed precision: the stand-ins check what they get."""
+
+    def loss(q, slopes):
+        out, lse = alibi_kernels.alibi_attention(q, q, q, slopes, return_lse=True, backend="ascend")
+        return out.astype(ms.float32).sum() + lse.sum()
+
+    gradient = ms.grad(loss, (0, 1))
+
+    class Net(ms.nn.Cell):
+        def construct(self, q, slopes):
+            return gradient(q, slopes)
+
+    q = normal(ms, 1, 2, 9, 16).astype(ms.float16)
+    slopes = ms.Tensor(np.array((0.1, 0.013), np.float32))
+    _, got = Net().to_float(ms.float16)(q, slopes)
+    x = q.asnumpy()
+    want = oracle.attention_grad(
+        *(x, x, x, slopes.asnumpy(), np.ones(x.shape), np.ones(x.shape[:3]))
+    )[3]
+    assert_close(got, want, 2.0**-9 * np.abs(want).max())
+
+
 def test_gradients_of_gradients(ms, custom_calls, mode):
     arguments = [normal(ms, 1, 2, 5, 16, seed=i).astype(ms.float16) for i in range(3)]
     arguments.append(ms.Tensor(np.array(SLOPES, np.float32)))
