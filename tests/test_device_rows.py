@@ -7,6 +7,7 @@ kernels. The rows of Ascend are in test_ascend_rows.py.
 
 # No `from __future__ import annotations`: mixed precision O1 rewrites classes of a module.
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ import alibi_kernels
 from alibi_kernels import _library, contract, custom, ops, registry, rows
 from tests import oracle
 from tests.cases import SITUATIONS, SMALL
-from tests.custom_tools import ROOT, normal
+from tests.custom_tools import ROOT, normal, run_python
 from tests.test_custom_gradients import second_order
 from tests.test_custom_modes import check
 from tests.test_custom_training import check_slopes_keep_their_digits
@@ -218,6 +219,40 @@ def test_the_gpu_library_says_why_it_cannot_run(ms, monkeypatch):
     assert rows.cuda_reasons(signature()) == []
     assert registry.select(signature()).name == "cuda"
     assert "cuda: runs it, as cuda-sm" in registry.explain_signature(signature())
+
+
+# Calls the GPU kernels on the device CPU, whose memory they could not read.
+_CALL = """
+import mindspore as ms, numpy as np
+from alibi_kernels import _library, contract, rows
+
+ms.set_device("CPU")
+spec = contract.Spec((1, 2, 4, 8), "float32")
+slopes = contract.Spec((2,), "float32")
+call = contract.validate_attention(spec, spec, spec, slopes, fixed_slopes=True)
+q = ms.Tensor(np.ones((1, 2, 4, 8), np.float32))
+try:
+    rows.build_cuda(call, (0.5, 0.25))((q, q, q), None, None)[0].asnumpy()
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_the_bridge_in_the_gpu_library(ms, tmp_path):
+    """MindSpore finds its symbols, and an error of CUDA arrives in words."""
+    try:
+        _library.load("cuda")
+    except _library.LibraryError as error:
+        pytest.skip(str(error))
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU, which would read host memory")
+    script = tmp_path / "script.py"
+    script.write_text(_CALL)
+    done = run_python(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.strip().splitlines()[-1]
+    assert 'alibi_attention: status "device": the accelerator reported an error' in line
+    assert "(cudaGetDevice: " in line
 
 
 def test_the_driver_is_left_alone_where_mindspore_uses_no_gpu(ms, monkeypatch):

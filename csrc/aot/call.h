@@ -15,6 +15,10 @@
 #include "../alibi_attention.h"
 #include "aot_extra.h"
 
+// What the last call that ended with one of the statuses of has_words() met: only in libraries that
+// know more than a status.
+extern "C" ALIBI_EXPORT __attribute__((weak)) const char* alibi_last_error(void);
+
 namespace alibi::aot {
 
 using Shape = std::vector<int64_t>;
@@ -55,6 +59,10 @@ inline std::string to_string(const int64_t* shape, int64_t rank) {
   std::string text = "(";
   for (int64_t i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + ")";
+}
+
+inline bool has_words(int32_t status) {
+  return status == ALIBI_UNSUPPORTED || status == ALIBI_OUT_OF_MEMORY || status == ALIBI_DEVICE;
 }
 
 // ---- Attributes: read once, at Init.
@@ -182,8 +190,11 @@ class Call {
   int finish(int32_t status) const {
     if (status == ALIBI_OK) return 0;
     const bool known = status > 0 && status < ALIBI_STATUS_COUNT;
+    const std::string detail =
+        alibi_last_error != nullptr && has_words(status) ? alibi_last_error() : "";
     fail(op_, std::string("status \"") + alibi_status_name(status) +
-                  "\": " + (known ? kAdvice[status] : "unknown status"));
+                  "\": " + (known ? kAdvice[status] : "unknown status") +
+                  (detail.empty() ? "" : " (" + detail + ")"));
   }
 
  private:
