@@ -22,6 +22,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from alibi_kernels import contract
 from alibi_kernels.contract import Signature
 from alibi_kernels.custom import (
     NOT_DISTINGUISHING,
@@ -262,10 +263,7 @@ class _NoGradient(nn.Cell):
         return lse * 1.0
 
     def bprop(self, lse, out, dout):
-        raise RuntimeError(
-            "alibi_attention: backend ascend_builtin has no gradient through lse; install the op "
-            'package of csrc/ascend, or pass backend="reference"'
-        )
+        raise contract.error("lse.gradient", "alibi_attention")
 
 
 @cache

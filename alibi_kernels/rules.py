@@ -143,6 +143,11 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         'backend "{backend}" cannot run this call: {reasons}. Pass backend=None (and unset '
         "ALIBI_BACKEND) to have one chosen that can.",
     ),
+    "lse.gradient": (
+        RuntimeError,
+        "backend ascend_builtin computes no gradient through lse; leave lse out of the loss, "
+        'install the op package of csrc/ascend, or pass backend="reference".',
+    ),
     "order.choice": (ValueError, _CHOICE),
     "kind.choice": (ValueError, _CHOICE),
     "flag.type": (TypeError, "{name} must be True or False, got {got}."),

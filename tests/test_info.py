@@ -68,6 +68,14 @@ def test_no_library(
     assert "cpu library: none (" in capsys.readouterr().out
 
 
+def test_an_installed_op_package(op_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main(["--shape", "1,8,512,64", "--dtype", "float16"]) == 0
+    text = capsys.readouterr().out
+    assert f"ascend op package: {op_package}/opp/vendors/alibi\n" in text
+    assert "  ascend: runs it, as ascend\n" in text
+    assert "  ascend_builtin: could run it too\n" in text
+
+
 def test_bad_calls(ms: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert info.main(["--shape", "1,8,512,32", "--kv-heads", "3"]) == 2
     assert "q has 8 heads and k has 3" in capsys.readouterr().err
