@@ -33,7 +33,8 @@ def definitions():
     """op -> {"Input": [(name, optional, type)], "Attr": [...], "Output": [...]}, in order."""
     found = {}
     for path in DEFINITIONS:
-        for body in path.read_text().split("class ")[1:]:
+        source = re.sub(r"//.*", "", path.read_text())
+        for body in source.split("class ")[1:]:
             op = body.split(" ", 1)[0]
             entries = found[op] = {"Input": [], "Attr": [], "Output": []}
             for m in _ENTRY.finditer(body):
