@@ -338,7 +338,7 @@ FORWARD = (
         "sum not rescaled",
         SOFTMAX,
         "AscendC::Mul(r.sum, r.sum, factor, rows);",
-        "",
+        "(void)factor;",
     ),
     Mutant(
         "wrong key head",
