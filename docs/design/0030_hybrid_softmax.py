@@ -5,6 +5,8 @@ python docs/design/0030_hybrid_softmax.py        (needs the packages decorator a
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import mindspore as ms
@@ -45,6 +47,7 @@ def main() -> None:
     plugins = Path(ms.__file__).parent / "lib" / "plugin"
     print(f"mindspore {ms.__version__}, libakg.so in:", end=" ")
     print(*sorted(str(p.parent.relative_to(plugins)) for p in plugins.rglob("libakg.so")))
+    os.chdir(tempfile.mkdtemp())  # the compiler leaves files, and takes up old ones, where it runs
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
     x = np.random.default_rng(0).standard_normal((8, 64), np.float32)
