@@ -159,6 +159,8 @@ WEIGHTS_BACKWARD = (
         WGRAD,
         "CrossCoreSetFlag<kAllVectors, PIPE_MTE3>(kRowSumsReady)",
         "CrossCoreSetFlag<kAllVectors, PIPE_MTE2>(kRowSumsReady)",
+        harmless="after it stored its row sums, a core loads the sums of dq behind V, which has "
+        "waited for the store, so MTE2 announces no earlier than MTE3 would",
     ),
     Mutant(
         "row sums announced and not waited for",
