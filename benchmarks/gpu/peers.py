@@ -119,7 +119,6 @@ def _flex(case: Case, inputs: Arrays, device: str, backend: str) -> Prepared:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    torch._dynamo.reset()
     slopes, first = slopes_of(case, device), case.keys - case.queries
 
     def score_mod(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
@@ -158,16 +157,14 @@ def _flash4_mods(heads: int) -> dict[str, Any]:
     step = -8.0 / heads
 
     @cute.jit
-    def score_mod(score, batch_idx, head_idx, q_idx, kv_idx, seqlen_info, aux_tensors):  # type: ignore[no-untyped-def]
+    def score_mod(score, batch_idx, head_idx, q_idx, kv_idx, seqlen_info, aux_tensors):
         x = score.to(cutlass.Float32)
         number = (head_idx + cute.full_like(head_idx, 1)).to(cutlass.Float32)
         slope = cute.math.exp2(number * cute.full_like(x, step))
         return x + slope * (kv_idx - q_idx).to(cutlass.Float32)
 
     @cute.jit
-    def score_mod_bwd(  # type: ignore[no-untyped-def]
-        grad, score, batch_idx, head_idx, q_idx, kv_idx, seqlen_info, aux_tensors
-    ):
+    def score_mod_bwd(grad, score, batch_idx, head_idx, q_idx, kv_idx, seqlen_info, aux_tensors):
         return grad
 
     return {"score_mod": score_mod, "score_mod_bwd": score_mod_bwd}
@@ -264,7 +261,7 @@ def _jax(case: Case, inputs: Arrays, device: str, implementation: str = "cudnn")
     bias = jnp.from_dlpack(dense_bias(case, device).clamp_(min=-3e4))
 
     @jax.jit
-    def attend(q: Any, k: Any, v: Any) -> Any:
+    def attend(q: Any, k: Any, v: Any, bias: Any) -> Any:
         return jax.nn.dot_product_attention(
             q,
             k,
@@ -276,10 +273,14 @@ def _jax(case: Case, inputs: Arrays, device: str, implementation: str = "cudnn")
         )
 
     pull_back = jax.jit(lambda pull, gradient: pull(gradient))
-    out, pull = jax.vjp(attend, q, k, v) if case.mode == TRAINING else (None, None)
+    out, pull = None, None
+    if case.mode == TRAINING:
+        out, pull = jax.vjp(lambda *qkv: attend(*qkv, bias), q, k, v)
 
     def run() -> Any:
-        return jax.block_until_ready(attend(q, k, v) if pull is None else pull_back(pull, dout))
+        return jax.block_until_ready(
+            attend(q, k, v, bias) if pull is None else pull_back(pull, dout)
+        )
 
     def outputs() -> Arrays:
         found = (run(),) if pull is None else (out, *run())
