@@ -256,12 +256,17 @@ const char* alibi_status_name(int32_t status) {
 #else
 #define ALIBI_IMPLEMENTATIONS "\"cuda-sm80\""
 #endif
+#ifdef __CUDA_ARCH_LIST__
+#define ALIBI_ARCHITECTURES __CUDA_ARCH_LIST__
+#else
+#define ALIBI_ARCHITECTURES  // the nvcc of CUDA 11.2 does not say
+#endif
 #ifdef ALIBI_CPU_MODEL
 #define ALIBI_BUILT_WITH "\"compiler\": \"cpu model\", \"architectures\": []"
 #else
 #define ALIBI_BUILT_WITH                                                   \
   "\"compiler\": \"nvcc " ALIBI_TEXT(__CUDACC_VER_MAJOR__) "." ALIBI_TEXT( \
-      __CUDACC_VER_MINOR__) "\", \"architectures\": [" ALIBI_TEXT(__CUDA_ARCH_LIST__) "]"
+      __CUDACC_VER_MINOR__) "\", \"architectures\": [" ALIBI_TEXT(ALIBI_ARCHITECTURES) "]"
 #endif
 const char* alibi_build_info(void) {
   return "{\"backend\": \"cuda\", \"abi\": " ALIBI_TEXT(
