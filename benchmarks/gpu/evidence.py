@@ -5,8 +5,9 @@
 
 Steps are in order of value and each has a share of the time, so that a short slot yields the most
 important rows; the same command again goes on where the last one stopped. What crashes or hangs
-costs one row. OUT gets machine.json, correctness.csv, sanitizer.csv, timing.csv, sm80.json and
-sm90.json (recorded instructions), summary.txt and log.txt.
+costs one row. The exit status says whether a check or a sanitizer found fault. OUT gets
+machine.json, correctness.csv, sanitizer.csv, timing.csv, sm80.json and sm90.json (recorded
+instructions), summary.txt and log.txt.
 """
 
 from __future__ import annotations
@@ -252,6 +253,8 @@ def main() -> int:
     run.log(f"== {facts}")
     if not options.rehearse:
         build(run)
+    elif not library.exists():
+        raise SystemExit(f"{library} was not built; `make build` builds it")
     whole = run.left
     for repeat in (False, True):
         for step, share in STEPS:
@@ -260,7 +263,7 @@ def main() -> int:
     text = summary.of(run.out)
     (run.out / "summary.txt").write_text(text)
     print(text)
-    return 0
+    return int(summary.found_fault(run.out))
 
 
 if __name__ == "__main__":

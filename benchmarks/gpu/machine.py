@@ -26,7 +26,7 @@ GPU_FIELDS = {
 PACKAGES = ("torch", "triton", "jax", "cudnn", "flash_attn", "numpy")
 
 
-def first_line(*command: str) -> str:
+def last_line(*command: str) -> str:
     """The last line of what a command prints; empty when there is no such command."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -36,11 +36,12 @@ def first_line(*command: str) -> str:
 
 
 def gpu() -> dict[str, str]:
-    """The first GPU; empty strings where there is none."""
-    query = f"--query-gpu={','.join(GPU_FIELDS.values())}"
-    line = first_line("nvidia-smi", query, "--format=csv,noheader", "--id=0")
-    values = line.split(", ") if line else [""] * len(GPU_FIELDS)
-    return dict(zip(GPU_FIELDS, values, strict=True))
+    """The first GPU; empty strings where there is none, or for what its driver does not know."""
+    shape = ("--format=csv,noheader", "--id=0")
+    return {
+        name: last_line("nvidia-smi", f"--query-gpu={field}", *shape)
+        for name, field in GPU_FIELDS.items()
+    }
 
 
 def sources() -> str:
@@ -54,8 +55,8 @@ def sources() -> str:
 
 def commit() -> str:
     """Short; "+" with uncommitted changes; empty in a copy without git."""
-    known = first_line("git", "rev-parse", "--short=10", "HEAD")
-    changed = first_line("git", "status", "--porcelain", "--untracked-files=no")
+    known = last_line("git", "rev-parse", "--short=10", "HEAD")
+    changed = last_line("git", "status", "--porcelain", "--untracked-files=no")
     return known + ("+" if known and changed else "")
 
 
@@ -74,7 +75,7 @@ def describe(commit_given: str = "") -> dict[str, object]:
         "commit": commit_given or commit() or "unknown",
         "sources": sources(),
         **gpu(),
-        "nvcc": first_line("nvcc", "--version"),
+        "nvcc": last_line("nvcc", "--version"),
         "versions": versions(),
         "system": platform.platform(),
         "date": datetime.date.today().isoformat(),

@@ -26,6 +26,13 @@ def _states(out: Path) -> Iterator[str]:
         yield f"instructions, {name}: {platform}"
 
 
+def found_fault(out: Path) -> bool:
+    """Whether a check failed, or a sanitizer that ran; also when there was no check at all."""
+    checks = [row["status"] for row in read(out / "correctness.csv")]
+    tools = [row["status"] for row in read(out / "sanitizer.csv")]
+    return not checks or any(x != "ok" for x in checks) or "failed" in tools
+
+
 def _timing(rows: list[dict[str, str]]) -> Iterator[str]:
     cases = list(dict.fromkeys(row["case"] for row in rows))
     for case in cases:

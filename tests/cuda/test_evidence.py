@@ -183,6 +183,19 @@ def test_a_sanitizer_that_needs_more_time_is_tried_again(
     assert [row["status"] for row in rows] == [evidence.UNFINISHED] * len(evidence.SANITIZERS)
 
 
+def test_a_field_that_the_driver_does_not_know_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    known = 'case $1 in *=name) echo "A GPU";; *=driver_version) echo 580;; *) exit 2;; esac'
+    tool.write_text(f"#!/bin/bash\n{known}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    facts = machine.gpu()
+    assert (facts["gpu"], facts["driver"], facts["power_limit"]) == ("A GPU", "580", "")
+    assert timing.sm_clock() == ""
+
+
 def test_results_of_two_machines_are_kept_apart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -314,6 +327,27 @@ def test_jax_is_asked_the_right_question(mode: str) -> None:
     prepare = partial(peers._jax, implementation="xla")
     outputs = prepare(case, case.inputs(), "cpu").outputs()
     assert timing.verdict(case, Truth(case, case.inputs()), outputs)[0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("checks", "tools", "fault"),
+    [
+        (["ok", "ok"], ["ok", "not run"], False),
+        (["ok", "AssertionError: dq"], [], True),
+        (["ok"], ["ok", "failed"], True),
+        ([], [], True),
+    ],
+)
+def test_the_exit_status_tells_of_faults(
+    tmp_path: Path, checks: list[str], tools: list[str], fault: bool
+) -> None:
+    table = Rows(tmp_path / "correctness.csv", correctness.COLUMNS, keys=4)
+    for status in checks:
+        table.add(("a", "float16", "True", "forward", status, "1"))
+    table = Rows(tmp_path / "sanitizer.csv", evidence.SANITIZER_COLUMNS, keys=1)
+    for tool in tools:
+        table.add(("memcheck", tool, "", ""))
+    assert summary.found_fault(tmp_path) == fault
 
 
 def test_the_summary_names_the_best_peer_and_every_failure(tmp_path: Path) -> None:
