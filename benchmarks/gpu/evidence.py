@@ -6,8 +6,8 @@
 Steps are in order of value and each has a share of the time, so that a short slot yields the most
 important rows; the same command again goes on where the last one stopped. What crashes or hangs
 costs one row. The exit status says whether a check or a sanitizer found fault. OUT gets
-machine.json, correctness.csv, sanitizer.csv, timing.csv, sm80.json and sm90.json (recorded
-instructions), summary.txt and log.txt.
+machine.json, correctness.csv, sanitizer.csv, timing.csv, counters.csv, sm80.json and sm90.json
+(recorded instructions), and log.txt, which ends with a summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu import correctness, machine, summary, timing
+from benchmarks.gpu import correctness, counters, machine, summary, timing
 from benchmarks.gpu.aot import ROOT
 from benchmarks.gpu.rows import Rows, read
 
@@ -189,6 +189,27 @@ def sanitize(run: Run, seconds: float) -> None:
         table.add((tool, status, detail, f"{time.monotonic() - begin:.0f}"))
 
 
+def count(run: Run, seconds: float) -> None:
+    """Nsight Compute on our kernels, at the shapes of the targets."""
+    table = Rows(run.out / "counters.csv", counters.COLUMNS, keys=1)
+    ncu = shutil.which("ncu")
+    end = time.monotonic() + seconds
+    for case in map(timing.label, counters.cases(run.rehearse)):
+        if table.has((case,)):
+            continue
+        if ncu is None:
+            table.add((case, "", "", "", "", "ncu was not found"))
+            continue
+        command = counters.command(ncu, run.library, run.device, case)
+        status, output = run_process(command, min(end, run.end) - time.monotonic())
+        run.log(f"== ncu {case}: exit status {status}\n{output[-2000:]}")
+        found = list(counters.numbers(case, output))
+        if status is None:
+            return
+        for row in found or [(case, "", "", "", "", f"nothing counted: exit status {status}")]:
+            table.add(row)
+
+
 def _sanitize_with(run: Run, path: str, tool: str, seconds: float) -> tuple[str, str]:
     scratch = BUILD / "sanitizer" / f"{tool}-{os.getpid()}.csv"
     scratch.unlink(missing_ok=True)
@@ -214,6 +235,7 @@ STEPS: tuple[tuple[Callable[[Run, float], None], float], ...] = (
     (time_first, 0.45),
     (record_instructions, 0.1),
     (sanitize, 0.3),
+    (count, 0.1),
     (time_cases, 0.5),
 )
 
@@ -260,9 +282,7 @@ def main() -> int:
         for step, share in STEPS:
             if run.left > 5:
                 step(run, run.left if repeat else min(share * whole, run.left))
-    text = summary.of(run.out)
-    (run.out / "summary.txt").write_text(text)
-    print(text)
+    run.log(f"== summary\n{summary.of(run.out)}")
     return int(summary.found_fault(run.out))
 
 

@@ -1,4 +1,7 @@
-"""OUT/summary.txt: what the tables of a run say, in one page."""
+"""What the tables of a run say, in one page.
+
+python -m benchmarks.gpu.summary OUT
+"""
 
 from __future__ import annotations
 

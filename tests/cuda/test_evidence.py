@@ -54,8 +54,8 @@ def test_the_rehearsal_does_every_step_and_then_has_nothing_left_to_do(tmp_path:
     done = run_script(str(out), "--rehearse", "--minutes", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     names = {path.name for path in out.iterdir()}
-    tables = {"correctness.csv", "sanitizer.csv", "timing.csv"}
-    assert names == tables | {"machine.json", "sm80.json", "summary.txt", "log.txt"}
+    tables = {"correctness.csv", "sanitizer.csv", "timing.csv", "counters.csv"}
+    assert names == tables | {"machine.json", "sm80.json", "log.txt"}
     rows = read(out / "correctness.csv")
     assert len(rows) == len(list(correctness.quick()))
     assert {row["status"] for row in rows} == {"ok"}
@@ -73,7 +73,7 @@ def test_the_rehearsal_does_every_step_and_then_has_nothing_left_to_do(tmp_path:
     before = {name: (out / name).read_text() for name in tables}
     assert run_script(str(out), "--rehearse").returncode == 0
     assert before == {name: (out / name).read_text() for name in tables}
-    assert "a rehearsal without a GPU" in (out / "summary.txt").read_text()
+    assert "a rehearsal without a GPU" in (out / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,32 @@ def test_a_sanitizer_that_needs_more_time_is_tried_again(
     evidence.sanitize(run, 2000)
     rows = read(tmp_path / "sanitizer.csv")
     assert [row["status"] for row in rows] == [evidence.UNFINISHED] * len(evidence.SANITIZERS)
+
+
+NCU = """\
+==PROF== Connected to process 1
+==PROF== Disconnected from process 1
+"ID","Kernel Name","CC","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"
+"0","attention_forward","9.0","LaunchStats","Registers Per Thread","register/thread","168",""
+"0","attention_forward","9.0","LaunchStats","","","","SomeRule"
+"""
+
+
+@needs_library
+def test_what_ncu_counts_becomes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stand-in that runs the program, as ncu does, and prints such a table."""
+    tool = tmp_path / "ncu"
+    run_program = 'while [[ $1 != *python* ]]; do shift; done; "$@" || exit'
+    tool.write_text(f"#!/bin/bash\n{run_program}\ncat <<'END'\n{NCU}END\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(evidence.counters, "cases", lambda _: [next(timing.rehearsal_cases())])
+    run = a_run(tmp_path / "out")
+    for _ in range(2):  # the second time there is nothing left to do
+        evidence.count(run, 60)
+    (row,) = read(run.out / "counters.csv")
+    assert row["kernel"] == "attention_forward"
+    assert (row["metric"], row["value"]) == ("Registers Per Thread", "168")
 
 
 def test_a_field_that_the_driver_does_not_know_hides_no_other(
