@@ -259,6 +259,16 @@ def build(run: Run) -> None:
     run.log(f"built in {time.monotonic() - begin:.0f} s")
 
 
+def need_gpu() -> None:
+    usable = "import torch; assert torch.cuda.is_available(), 'it sees no GPU'"
+    status, output = run_process([sys.executable, "-c", usable], 120)
+    if status != 0:
+        words = (output.strip().splitlines() or ["no answer"])[-1]
+        raise SystemExit(
+            f"PyTorch cannot use a GPU here ({words}); --rehearse runs the same steps on the CPU"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -271,6 +281,8 @@ def main() -> int:
     device = options.device or ("host" if options.rehearse else "cuda")
     end = time.monotonic() + 60 * options.minutes
     run = Run(options.out.resolve(), end, library, device, options.rehearse)
+    if not options.rehearse:
+        need_gpu()
     facts = machine.write(run.out, options.commit)
     run.log(f"== {facts}")
     if not options.rehearse:
