@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from cases import DECODE, FORWARD, TRAINING, Case
@@ -15,14 +16,18 @@ def first_position(case: Case) -> int:
     return case.keys - case.queries
 
 
+@lru_cache(maxsize=1)
 def dense_bias(case: Case) -> np.ndarray:
-    """[1, H, Sq, Sk] float32: the ALiBi bias, -inf where the mask forbids."""
+    """[1, H, Sq, Sk] float32: the ALiBi bias, -inf where the mask forbids.
+
+    One array for all peers that want it, because at long lengths it is gigabytes; none writes it.
+    """
     rows = np.arange(case.queries, dtype=np.float32)[:, None] + first_position(case)
     distance = np.arange(case.keys, dtype=np.float32)[None, :] - rows
     bias = -case.slopes[:, None, None].astype(np.float32) * np.abs(distance)
     if case.causal:
         bias = np.where(distance > 0, np.float32(-np.inf), bias)
-    return bias[None].astype(np.float32)
+    return bias[None].astype(np.float32, copy=False)
 
 
 def bias_gigabytes(case: Case) -> float:

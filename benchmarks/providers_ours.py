@@ -96,8 +96,9 @@ def _mindspore_unsupported(case: Case, *, reference: bool) -> list[str]:
     reasons = []
     if case.threads != 2:
         reasons.append("the number of threads is set for the whole process")
-    if reference and case.queries * case.keys * case.batch * case.heads * 4 > 5e9:
-        reasons.append("the score matrix would need over 5 GB")
+    scores = case.batch * case.heads * case.queries * case.keys * 4e-9
+    if reference and scores * (10 if case.mode == TRAINING else 4) > 10:
+        reasons.append(f"scores in memory would need over 10 GB ({scores:.1f} GB each)")
     return reasons
 
 

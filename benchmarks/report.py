@@ -148,7 +148,8 @@ def plot(suite: str, rows: list[Row]) -> list[str]:
     """Draws ours and the best peer, and shows the picture."""
     length, name, title, axis = PLOTS[suite]
     peer = best_peer([r for r in rows if r["keys"] == length])
-    growth_plot(rows, [OURS, PRUNED] + [peer["provider"]] * bool(peer), IMAGES / name, title, axis)
+    names = [OURS, PRUNED, *([peer["provider"]] if peer else [])]
+    growth_plot(rows, names, IMAGES / name, title, axis)
     return [f"![{suite}](images/{name})", ""]
 
 
@@ -252,7 +253,8 @@ def memory_table(rows: list[Row]) -> list[str]:
     lines = [
         "## Peak extra memory",
         "",
-        f"One forward of {column(memory[0])} in a fresh process.",
+        f"One forward of {column(memory[0])} in a fresh process. What is prepared once, such as a",
+        "dense bias, is not counted.",
         "",
     ]
     lines += ["| | MB |", "|---|---|"]

@@ -24,6 +24,7 @@ import one_case
 import overhead
 import report
 import suites
+import targets
 from cases import DECODE, FORWARD, TRAINING, Case
 from providers import Prepared, Provider
 from record import Log, Row
@@ -263,8 +264,10 @@ def test_report_renders_every_suite(
     monkeypatch.setattr(report, "IMAGES", tmp_path / "images")
     page = report.page(results)
     titles = [*report.TITLES.values(), *(title for title, _ in report.SECTIONS.values())]
-    for title in [*titles, "Peak extra memory"]:
+    for title in [*titles, "Peak extra memory", "Targets", "Where a peer is faster"]:
         assert f"## {title}\n" in page
+    for target in targets.TARGETS:
+        assert f"| {target.text} | {target.needed} | " in page
     assert (tmp_path / "images" / "growth.png").stat().st_size > 1000
     # Provider i of a suite takes i + 2.5 ms; the last was not measured.
     assert "| forward (1,8,512,32) | 2.5 (1.00) | 3.5 (1.40) | - |" in page  # layouts
