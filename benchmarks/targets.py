@@ -204,7 +204,7 @@ def judge(target: Target, rows: list[Row]) -> dict[str, float | None]:
 
 def _label(case: list[Row]) -> str:
     row = case[0]
-    return f"{row['mode']} {column(row)}" if row["suite"] == "layouts" else column(row)
+    return f"{row['mode']} {column(row)}" if row["suite"] in ("layouts", "layer") else column(row)
 
 
 def verdict(target: Target, values: dict[str, float | None]) -> str:

@@ -183,6 +183,7 @@ def test_every_target_speaks_about_some_case(target: targets.Target) -> None:
     rows = [vars(Row.of(target.suite, c, p)) for c in suite.cases for p in suite.providers]
     values = targets.judge(target, rows)
     assert values
+    assert len(values) == len({r["case"] for r in rows if target.where(r)}), "columns share a name"
     assert targets.verdict(target, values) == "not measured"
 
 
