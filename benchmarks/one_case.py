@@ -23,6 +23,7 @@ from truth_model import ModelTruth
 
 Mark = Callable[[str], object]
 RUN = Path(__file__).with_name("run.py")
+SETTLING_SECONDS = 3.0  # of a provider, however little time its case has
 MEMORY_SECONDS = 180.0  # after which the process that measures memory is given up
 
 
@@ -104,7 +105,7 @@ def measure_case(
     settling = [p for p in suite.providers if p.settling_calls and p.name in ready]
     for provider in settling:
         mark(provider.name)
-        part = max(0.0, end - time.monotonic()) / 2 / len(settling)
+        part = max(SETTLING_SECONDS, (end - time.monotonic()) / 2 / len(settling))
         try:
             made = settle(ready[provider.name], provider.settling_calls, part)
             rows[provider.name].settled = str(made)
