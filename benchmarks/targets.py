@@ -173,9 +173,13 @@ TARGETS = [
         1.05,
         at_least=False,
     ),
-    # One head's score matrix would be 268 MB.
+    # The result itself is 17 MB; one head's score matrix would be 268 MB.
     Target(
-        "Forward of 8192: extra memory, dense, MB", "memory", _megabytes(OURS), 16, at_least=False
+        "Forward of 8192: extra memory with the result, dense, MB",
+        "memory",
+        _megabytes(OURS),
+        20,
+        at_least=False,
     ),
     Target(
         "Two threads against one",
