@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "performance.md"
 IMAGES = REPOSITORY / "docs" / "images"
+README = REPOSITORY / "README.md"
+README_SECTION = re.compile(r"(<!-- benchmarks:begin -->\n).*?(<!-- benchmarks:end -->)", re.DOTALL)
 
 TITLES = {
     "forward": "Forward, causal, float32",
@@ -49,6 +52,8 @@ TITLES = {
     "growth": "Growth with the length: forward, causal, float32",
     "growth-decode": "Decode against the cache length: 32 heads, head_dim 128",
 }
+
+README_SUITES = [name for name in TITLES if name.startswith(("forward", "training", "decode"))]
 
 TARGETS_TEXT = (
     "Computed from the raw data by `benchmarks/targets.py`. Dense kernels read every key, as the "
@@ -262,9 +267,13 @@ def memory_table(rows: list[Row]) -> list[str]:
     return [*lines, ""]
 
 
-def page(path: Path) -> str:
+def read(path: Path) -> list[Row]:
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def page(path: Path) -> str:
+    rows = read(path)
     meta = json.loads(path.with_suffix(".json").read_text())
     versions = ", ".join(f"{k} {v}" for k, v in meta["versions"].items())
     facts = meta["machine"]
@@ -305,12 +314,56 @@ def page(path: Path) -> str:
     return "\n".join(lines)
 
 
+def between(values: list[float], form: str) -> str:
+    """The smallest and the largest."""
+    if not values:
+        return "-"
+    low, high = (form.format(f(values)) for f in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def summary(rows: list[Row], source: str) -> list[str]:
+    """The README's table: how the columns of each suite spread, losses (below 1) included."""
+    lines = {}
+    for suite in README_SUITES:
+        cases = by_case([r for r in rows if r["suite"] == suite]).values()
+        ratios = [[over_best_peer(case, name) for case in cases] for name in (OURS, PRUNED)]
+        shares = [
+            100 * float(r["fraction_of_floor"])
+            for case in cases
+            for r in case
+            if r["provider"] == OURS and r["median_ms"]
+        ]
+        if shares:
+            known = [[x for x in ratio if x is not None] for ratio in ratios]
+            cells = [between(x, "{:.2f}") for x in known]
+            lines[TITLES[suite]] = [*cells, between(shares, "{:.0f}") + "%"]
+    columns = ["dense", "pruned", "dense, share of the machine's limit"]
+    text = "Times faster than the best of the peers, over all columns of"
+    return [
+        f"{text} [docs/performance.md](docs/performance.md), from `{source}`:",
+        "",
+        *grid("", columns, lines),
+    ]
+
+
+def fill_readme(path: Path, lines: list[str]) -> bool:
+    """Replaces what stands between the marks; False, and nothing written, where they are not."""
+    body = "\n".join(["", *lines, "", ""])
+    text, count = README_SECTION.subn(lambda m: m[1] + body + m[2], path.read_text())
+    if count == 1:
+        path.write_text(text)
+    return count == 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("csv", nargs="?", type=Path, help="default: the newest run")
     path = (parser.parse_args().csv or newest()).resolve()
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(path))
+    if not fill_readme(README, summary(read(path), str(path.relative_to(REPOSITORY)))):
+        print(f"{README.name} has no benchmarks:begin and benchmarks:end: left as it is")
     print(f"written: {PAGE.relative_to(REPOSITORY)} from {path.relative_to(REPOSITORY)}")
 
 

@@ -284,6 +284,22 @@ def test_report_renders_every_suite(
             assert len({row.count("|") for row in lines[start:end]}) == 1, line
 
 
+def test_summary_for_the_readme(results: Path, tmp_path: Path) -> None:
+    """Provider i of a suite takes i + 2.5 ms, so that the best peer takes 8.5 ms, ours 2.5 ms."""
+    lines = report.summary(report.read(results), "some.csv")
+    assert "`some.csv`" in lines[0]
+    assert "| Forward, causal, float32 | 3.40 | 2.43 | 50% |" in lines
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nb\n")
+    assert report.fill_readme(readme, ["new"])
+    assert readme.read_text() == (
+        "a\n<!-- benchmarks:begin -->\n\nnew\n\n<!-- benchmarks:end -->\nb\n"
+    )
+    readme.write_text("no marks")
+    assert not report.fill_readme(readme, ["new"])
+    assert readme.read_text() == "no marks"
+
+
 class _NoCeilings:
     def measure(self, threads: int) -> dict[str, float]:
         return {"fma": 100.0, "fma_avx2": 50.0, "bf16": 0.0, "bandwidth": 10.0}
