@@ -96,9 +96,10 @@ def _mindspore_unsupported(case: Case, *, reference: bool) -> list[str]:
     reasons = []
     if case.threads != 2:
         reasons.append("the number of threads is set for the whole process")
+    # A graph of plain operators was seen to hold eight copies of the scores at once.
     scores = case.batch * case.heads * case.queries * case.keys * 4e-9
-    if reference and scores * (10 if case.mode == TRAINING else 4) > 10:
-        reasons.append(f"scores in memory would need over 10 GB ({scores:.1f} GB each)")
+    if reference and 10 * scores > 8:
+        reasons.append(f"scores in memory would need over 8 GB ({scores:.1f} GB a copy)")
     return reasons
 
 

@@ -32,11 +32,11 @@ class Suite:
 
     def weight(self, case: Case) -> float:
         """Seconds that the case deserves, roughly: a setting-up and some calls of every provider
-        that can run it.
+        that can run it, ten where they are short.
         """
         able = sum(not p.reasons_against(case) for p in self.providers)
-        work = case.cache_bytes / 1e10 if case.mode == DECODE else case.flops / 5e10
-        return 0.5 + able * ((2 + 10 * work) * self.timed + 8 * self.memory)
+        call = case.cache_bytes / 1e10 if case.mode == DECODE else case.flops / 5e10
+        return 0.5 + able * ((2 + min(10 * call, 5 + call)) * self.timed + 8 * self.memory)
 
 
 def all_suites(quick: bool = False) -> dict[str, Suite]:
