@@ -42,10 +42,10 @@
 namespace alibi::cpu {
 namespace {
 
-constexpr int64_t kDecodeRows = 8;     // more rows per head are faster in the lanes of a tile
-constexpr int64_t kDecodeUnits = 256;  // wanted: enough for many threads
-constexpr int64_t kNearKeys = 128;     // of chunk 0
+constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the lanes of a tile
+constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
 constexpr int64_t kMinChunkKeys = 512;
+constexpr int64_t kNearKeys = 128;        // of chunk 0 when the others wait for it
 constexpr float kDropShare = 0x1.fp-26f;  // 2^-25 less what the sums of weights may be off
 
 ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
@@ -78,8 +78,8 @@ template <class V>
 struct DecodeCall {
   static_assert(kDecodeRows <= kRows<V>, "the rows of a head are one tile of geometry.h");
   const AlibiAttentionFwdArgs& args;
-  int64_t group, rows;         // query heads of a key head; their query rows
-  int64_t chunk_keys, chunks;  // at most so many
+  int64_t group, rows;                    // query heads of a key head; their query rows
+  int64_t near_keys, chunk_keys, chunks;  // at most so many
   int dim, padded;
   bool prune;
   const KeyNormTable<V>& norms;
@@ -98,6 +98,7 @@ struct DecodeCall {
     const AlibiProblem& p = a.problem;
     const int64_t even = p.batch * p.heads_kv * p.len_k / kDecodeUnits;
     chunk_keys = max_int64(kMinChunkKeys, (even + kBlockKeys - 1) / kBlockKeys * kBlockKeys);
+    near_keys = prune ? kNearKeys : chunk_keys;
     chunks = 2 + (p.len_k + chunk_keys - 1) / chunk_keys;  // both sides may end in a part of one
   }
 
@@ -123,8 +124,8 @@ struct DecodeCall {
   DecodeKeys keys(const Span& span) const {
     const RowTile t = make_row_tile<V>(args.problem, span, 1.0f, 0);
     const KeyRange left = key_range(t.left.begin, max_int64(t.left.end, t.diagonal.end));
-    const int64_t cut = left.empty() ? min_int64(t.right.end, t.right.begin + kNearKeys)
-                                     : max_int64(left.begin, left.end - kNearKeys);
+    const int64_t cut = left.empty() ? min_int64(t.right.end, t.right.begin + near_keys)
+                                     : max_int64(left.begin, left.end - near_keys);
     DecodeKeys k{{cut, left.end}, {left.begin, cut}, t.right, 0, 0};
     if (left.empty()) k = {{t.right.begin, cut}, left, key_range(cut, t.right.end), 0, 0};
     k.left_chunks = (k.left.end - k.left.begin + chunk_keys - 1) / chunk_keys;
