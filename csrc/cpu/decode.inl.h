@@ -281,16 +281,20 @@ class DecodeUnit {
     with_row(k_, begin, [&](const auto* keys) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         dot_rows<V, decltype(n)::value>(w_.q + r * call_.padded, call_.padded, keys, k_.stride,
-                                        seen_keys, call_.dim, prefetch(k_, r),
+                                        seen_keys, call_.dim, prefetch(k_, r, decltype(n)::value),
                                         w_.s + r * kBlockKeys);
       });
     });
   }
 
-  // The first rows prefetch for all.
-  Prefetch prefetch(const HeadView& head, int64_t r) const {
-    const int64_t size = problem_.dtype == ALIBI_FLOAT32 ? 4 : 2;
-    return {kAheadKeys * head.stride * size, r == 0 ? call_.dim * size : 0};
+  // Few rows ask for keys that are just ahead. More of them take their time over a block, so each
+  // group asks for its share of the next one; and rows that lie apart need more time to arrive.
+  Prefetch prefetch(const HeadView& head, int64_t r, int64_t n) const {
+    const int64_t size = problem_.dtype == ALIBI_FLOAT32 ? 4 : 2, bytes = call_.dim * size;
+    const int64_t begin = bytes * r / call_.rows / 64 * 64;
+    const int64_t end = r + n == call_.rows ? bytes : bytes * (r + n) / call_.rows / 64 * 64;
+    const bool near = call_.rows <= 4 && head.stride == call_.dim;
+    return {(near ? kAheadKeys : kBlockKeys) * head.stride * size + begin, end - begin};
   }
 
   // Scores become weights. False: no row needs the values of this block.
@@ -357,7 +361,7 @@ class DecodeUnit {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         constexpr int N = decltype(n)::value;
         add_values<V, N, value_registers<V, N>()>(
-            w_.s + r * kBlockKeys, values, v_.stride, seen_keys, call_.dim, prefetch(v_, r),
+            w_.s + r * kBlockKeys, values, v_.stride, seen_keys, call_.dim, prefetch(v_, r, N),
             o_ + r * call_.part_floats(), call_.part_floats());
       });
     });
