@@ -239,6 +239,11 @@ void attention_fwd_item(const void* context, int64_t index, float* scratch) {
 
   load_transposed<V>(head_view(a.q, p.dtype, item.batch, item.head), rows.row0, rows.rows, t.dim(),
                      t.scale2(), w.q_t);
+  // The rows of out are written last; those of q that the next item most likely reads lie before
+  // these. Both are on their way meanwhile.
+  prefetch_rows<1>(head_view(a.out, p.dtype, item.batch, item.head), rows.row0, rows.rows, t.dim());
+  prefetch_rows<0>(head_view(a.q, p.dtype, item.batch, item.head),
+                   max_int64(0, rows.row0 - kRows<V>), min_int(kRows<V>, rows.row0), t.dim());
   memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(t.dim()));
   for (int i = 0; i < kRows<V>; ++i) {
     w.row_max[i] = -FLT_MAX;

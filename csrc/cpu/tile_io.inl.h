@@ -55,6 +55,21 @@ ALIBI_INLINE int64_t min_int64(int64_t a, int64_t b) { return a < b ? a : b; }
 ALIBI_INLINE int64_t max_int64(int64_t a, int64_t b) { return a > b ? a : b; }
 ALIBI_INLINE int min_int(int a, int64_t b) { return b < a ? static_cast<int>(b) : a; }
 
+// Has rows [s, s + n) of a head fetched, to be read (kWrite = 0) or written (1): into the second-level
+// cache, because the first is full of what is worked on.
+template <int kWrite>
+void prefetch_rows(const HeadView& head, int64_t s, int n, int dim) {
+  constexpr int64_t kLine = 64;
+  with_row(head, s, [&](const auto* row) {
+    const int64_t bytes = static_cast<int64_t>(sizeof(*row)) * dim;
+    for (int i = 0; i < n; ++i, row += head.stride) {
+      for (int64_t b = 0; b < bytes; b += kLine) {
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + b, kWrite, 2);
+      }
+    }
+  });
+}
+
 // Rows [s, s + n) of a head, either in place or in scratch: one row of elements each (keys), or one
 // row of lanes for kTerms of them (values).
 template <class T>
