@@ -81,12 +81,12 @@ def build_with_operators(flags: Sequence[str] = ()) -> Path:
     base = build(flags).parent
     library = base / "libalibi_cuda_model_operators.so"
     if not library.exists():
-        bridge = base / "bridge.cc.o"
+        objects = sorted(base.glob("*.o"))
+        bridge = base / "bridge.o"
         old_strings = "-D_GLIBCXX_USE_CXX11_ABI=0"  # see csrc/aot/aot_extra.h
         source = ROOT / "csrc" / "aot" / "bridge.cc"
         _compile(source, bridge, ROOT / "csrc", [*flags, old_strings])
-        objects = [base / f"{source.name}.o" for source in sources(ROOT / "csrc")]
-        _link([*objects, bridge], library, flags)
+        _link([*(x for x in objects if x != bridge), bridge], library, flags)
     return library
 
 
