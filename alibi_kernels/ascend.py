@@ -263,7 +263,7 @@ class _NoGradient(nn.Cell):
         return lse * 1.0
 
     def bprop(self, lse, out, dout):
-        raise contract.error("lse.gradient", "alibi_attention")
+        raise contract.error("backend.lse_gradient", "alibi_attention")
 
 
 @cache

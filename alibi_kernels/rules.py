@@ -143,7 +143,7 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         'backend "{backend}" cannot run this call: {reasons}. Pass backend=None (and unset '
         "ALIBI_BACKEND) to have one chosen that can.",
     ),
-    "lse.gradient": (
+    "backend.lse_gradient": (
         RuntimeError,
         "backend ascend_builtin computes no gradient through lse; leave lse out of the loss, "
         'install the op package of csrc/ascend, or pass backend="reference".',
