@@ -45,10 +45,11 @@ class Pair(NamedTuple):
     backward: str
 
 
-# public function -> its ops; a function that is missing here runs on another backend.
+# public function -> its ops
 PAIRS = {
     "alibi_attention": Pair("AlibiAttention", "AlibiAttentionGrad"),
     "alibi_attention_packed": Pair("AlibiAttention", "AlibiAttentionGrad"),
+    "alibi_attention_weights": Pair("AlibiAttentionWeights", "AlibiAttentionWeightsGrad"),
 }
 
 
@@ -70,10 +71,14 @@ def _op(name: str, sequence_first: bool) -> ops.Custom:
     shapes: dict[str, Callable[..., Any]] = {
         "AlibiAttention": lambda q, *_: (q, (q[0], q[heads], q[rows])),
         "AlibiAttentionGrad": lambda q, k, v, slopes, lse, *_: (q, k, v, lse),
+        "AlibiAttentionWeights": lambda q, k, *_: (q[0], q[heads], q[rows], k[rows]),
+        "AlibiAttentionWeightsGrad": lambda q, k, p, *_: (q, k, tuple(p[:3])),
     }
     types: dict[str, Callable[..., Any]] = {
         "AlibiAttention": lambda q, *_: (q, ms.float32),
         "AlibiAttentionGrad": lambda q, k, v, *_: (q, k, v, ms.float32),
+        "AlibiAttentionWeights": lambda q, *_: q,
+        "AlibiAttentionWeightsGrad": lambda q, k, *_: (q, k, ms.float32),
     }
     return ops.Custom(f"aclnn{name}", shapes[name], types[name], "aot")
 
@@ -87,7 +92,7 @@ class _Operator(nn.Cell):
             return super().__call__(*operands)
 
 
-# The two cells have no branches: the compiler of MindSpore 2.10 loses those of a function that it
+# The cells have no branches: the compiler of MindSpore 2.10 loses those of a function that it
 # meets both in a forward and in a `bprop`. What depends on the rules is chosen when they are made.
 
 
@@ -136,6 +141,47 @@ class _Forward(_Operator):
     def bprop(self, q, k, v, slopes, spans, results, grads):
         dq, dk, dv, dslopes = self.gradient(q, k, v, slopes, spans, *results, *grads)
         return dq, dk, dv, dslopes, ops.ZerosLike()(spans)
+
+
+class _WeightsBackward(_Operator):
+    """(operands of the forward, p, its gradient) -> gradients of q, k, slopes."""
+
+    def __init__(self, pair: Pair, rules: _Rules, trained: bool, reference: Run) -> None:
+        super().__init__()
+        self.op = _op(pair.backward, rules.sequence_first)
+        self.attributes = rules[:4]
+        self.total = _sum_of_rows if trained else _nothing
+        self.gradients = 2 + trained
+        self.second_order = bprop_of_backward(Form(2, 1, True, trained, True), reference)
+
+    def construct(self, q, k, slopes, spans, p, dp):
+        dq, dk, rows = self.op(*(q, k, p, dp, spans), *self.attributes)
+        return dq, dk, self.total(rows, slopes)
+
+    def bprop(self, q, k, slopes, spans, p, dp, grads, again):
+        operands = (q, k, slopes, spans, p, dp)
+        return self.second_order((*operands, grads, again[: self.gradients]))
+
+
+class _WeightsForward(_Operator):
+    """(q, k, slopes, spans) -> p."""
+
+    def __init__(self, pair: Pair, rules: _Rules, trained: bool, reference: Run) -> None:
+        super().__init__()
+        self.op = _op(pair.forward, rules.sequence_first)
+        self.attributes = rules[:4]
+        self.gradient = _WeightsBackward(pair, rules, trained, reference)
+
+    def construct(self, q, k, slopes, spans):
+        return self.op(*(q, k, slopes, spans), *self.attributes)
+
+    def bprop(self, q, k, slopes, spans, p, dp):
+        dq, dk, dslopes = self.gradient(q, k, slopes, spans, p, dp)
+        return dq, dk, dslopes, ops.ZerosLike()(spans)
+
+
+# forward op -> the cell around it
+_CELLS = {"AlibiAttention": _Forward, "AlibiAttentionWeights": _WeightsForward}
 
 
 def _sum_of_rows(rows: Tensor, slopes: Tensor) -> Tensor:
@@ -199,7 +245,7 @@ def _largest_norm(x: Tensor, rows: int) -> Tensor:
 
 def build(signature: Signature, slopes: Slopes, reference: Build) -> Run:
     """The operator for a call with the sizes of `signature`; the parameters are custom.build's."""
-    thirds, plain = _thirds(signature), _as_attention(signature)
+    thirds, plain = _thirds(signature), _unpacked(signature)
     rules = _Rules(
         float(signature.scale or 0.0),
         signature.causal,
@@ -215,9 +261,9 @@ def build(signature: Signature, slopes: Slopes, reference: Build) -> Run:
         every_key = Tensor(np.array([row] * (signature.batch or 0), np.int32))
 
     def run(tensors, slopes, spans):
-        q, k, v = tensors if thirds is None else thirds(tensors[0])
+        operands = tensors if thirds is None else thirds(tensors[0])
         s = slopes if constant is None else constant
-        return forward(q, k, v, s, spans if every_key is None else every_key)
+        return forward(*operands, s, spans if every_key is None else every_key)
 
     return run
 
@@ -234,13 +280,14 @@ def _sides(signature: Signature) -> int:
 @lru_cache(maxsize=1024)
 def _forward(
     pair: Pair, rules: _Rules, signature: Signature, slopes: Slopes, reference: Build
-) -> _Forward:
-    return _Forward(pair, rules, slopes is None, reference(signature, slopes))
+) -> nn.Cell:
+    return _CELLS[pair.forward](pair, rules, slopes is None, reference(signature, slopes))
 
 
-def _as_attention(signature: Signature) -> Signature:
-    """`signature` as a call on q, k and v, without what one operator serves all values of."""
-    return replace(signature, **{**NOT_DISTINGUISHING, "op": "alibi_attention", "order": None})
+def _unpacked(signature: Signature) -> Signature:
+    """`signature` as a call on tensors of their own, without what one operator serves all of."""
+    op = signature.op if signature.order is None else "alibi_attention"
+    return replace(signature, **{**NOT_DISTINGUISHING, "op": op, "order": None})
 
 
 def _thirds(signature: Signature) -> Callable[[Tensor], tuple[Tensor, ...]] | None:

@@ -55,12 +55,7 @@ def cuda_reasons(signature: Signature) -> list[str]:
 
 
 def ascend_reasons(signature: Signature) -> list[str]:
-    reasons = _wrong_device("Ascend")
-    pair = ascend.PAIRS.get(signature.op)
-    if pair is None:
-        reasons.append(f"the op package has no op for {signature.op}")
-    else:
-        reasons += _op_reasons(pair)
+    reasons = [*_wrong_device("Ascend"), *_op_reasons(ascend.PAIRS[signature.op])]
     reasons += [*_ascend_reasons(signature), *_wide_heads(signature)]
     heads, dim = signature.heads_q or 0, signature.head_dim or 0
     if signature.input_layout == "BSND" and heads * dim > _MAX_ROW_STRIDE:

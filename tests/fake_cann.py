@@ -142,7 +142,7 @@ def _check_types(working, floats, integers):
     """The types that the definition allows; what mixed precision does to operands would show."""
     assert working[0].dtype == np.float16
     assert {x.dtype for x in working} == {working[0].dtype}
-    assert {x.dtype for x in floats} == {np.dtype(np.float32)}
+    assert {x.dtype for x in floats} <= {np.dtype(np.float32)}
     assert {x.dtype for x in integers} == {np.dtype(np.int32)}
 
 
@@ -170,6 +170,34 @@ def _backward(q, k, v, slopes, lse, delta, dout, spans, reach, attributes):
     grads = (scale * (ds @ k64), *(x.reshape(group).sum(2) for x in (dk, dv)))
     rows = _packed((ds * ramp).sum(-1), np.float32)
     return (*(_packed(_rows(x, sequence_first), q.dtype) for x in grads), rows)
+
+
+def _weights(q, k, slopes, spans, attributes):
+    _check_types((q, k), (slopes,), (spans,))
+    everything = np.full((q.shape[0], slopes.shape[0], 1), 1 << 30)
+    len_q = q.shape[1 if attributes[3] else 2]
+    everything = np.repeat(everything, -(-len_q // TILE), axis=2)
+    s, _, _, _ = _problem(q, k, slopes, spans, everything, attributes)
+    with np.errstate(divide="ignore"):
+        lse = np.logaddexp.reduce(s, axis=-1)
+    return _packed(np.exp(s - np.where(np.isinf(lse), 0, lse)[..., None]), q.dtype)
+
+
+def _weights_backward(q, k, p, dp, spans, attributes):
+    _check_types((q, k, p, dp), (), (spans,))
+    scale, _, symmetric, sequence_first = attributes.tolist()
+    q64 = _rows(q, sequence_first)
+    batch, heads, len_q, _ = q64.shape
+    k64 = _keys(k, heads, sequence_first)
+    p, dp = p.astype(np.float64), dp.astype(np.float64)
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+    ahead = np.arange(k64.shape[2]) - (spans[:, 2, None, None] + np.arange(len_q)[:, None])
+    ramp = (-abs(ahead) if symmetric else ahead)[:, None]
+    dk = scale * (ds.swapaxes(2, 3) @ q64)
+    heads_kv = k.shape[2 if sequence_first else 1]
+    dk = dk.reshape(batch, heads_kv, heads // heads_kv, *dk.shape[2:]).sum(2)
+    grads = (_packed(_rows(x, sequence_first), q.dtype) for x in (scale * (ds @ k64), dk))
+    return (*grads, _packed((ds * ramp).sum(-1), np.float32))
 
 
 class _StandIn(nn.Cell):
@@ -210,4 +238,27 @@ class AlibiAttentionGrad(_StandIn):
         return self.compute(q, k, v, slopes, lse, delta, dout, spans, reach, attributes)
 
 
-STAND_INS = {"aclnnAlibiAttention": AlibiAttention, "aclnnAlibiAttentionGrad": AlibiAttentionGrad}
+class AlibiAttentionWeights(_StandIn):
+    """The op of the weights."""
+
+    def __init__(self, out_shape, out_dtype):
+        super().__init__(_weights, out_shape, out_dtype)
+
+    def construct(self, q, k, slopes, spans, scale, causal, symmetric, sequence_first):
+        attributes = _as_tensor(scale, causal, symmetric, sequence_first)
+        return self.compute(q, k, slopes, spans, attributes)
+
+
+class AlibiAttentionWeightsGrad(_StandIn):
+    """Its gradient: slope gradients per row."""
+
+    def __init__(self, out_shape, out_dtype):
+        super().__init__(_weights_backward, out_shape, out_dtype)
+
+    def construct(self, q, k, p, dp, spans, scale, causal, symmetric, sequence_first):
+        attributes = _as_tensor(scale, causal, symmetric, sequence_first)
+        return self.compute(q, k, p, dp, spans, attributes)
+
+
+_CELLS = (AlibiAttention, AlibiAttentionGrad, AlibiAttentionWeights, AlibiAttentionWeightsGrad)
+STAND_INS = {f"aclnn{cell.__name__}": cell for cell in _CELLS}

@@ -45,7 +45,6 @@ WEIGHTS = contract.validate_weights(
 REFUSED: tuple[tuple[str, contract.Signature, str], ...] = (
     ("ascend", signature(dtype="float32"), "dtype is float32, and it takes float16 and bfloat16"),
     ("ascend", signature(head_dim=257), "head_dim is 257, and the kernels take at most 256"),
-    ("ascend", WEIGHTS, "the op package has no op for alibi_attention_weights"),
     ("ascend", signature(length=None), "a graph with dynamic shapes; it needs every size"),
     ("ascend", signature(length=0), "a tensor is empty"),
     (
@@ -186,7 +185,7 @@ def real_custom(op_package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize("sequence_first", [False, True])
-@pytest.mark.parametrize("name", ["AlibiAttention", "AlibiAttentionGrad"])
+@pytest.mark.parametrize("name", fake_cann.definitions())
 def test_mindspore_connects_to_an_op_as_we_call_it(
     ms: Any, real_custom: Any, name: str, sequence_first: bool
 ) -> None:
@@ -194,9 +193,9 @@ def test_mindspore_connects_to_an_op_as_we_call_it(
     operands to the op: a pointer per tensor, then the attributes as plain values."""
     op = ascend._op(name, sequence_first)
     assert isinstance(op, real_custom)
-    assert op.multi_output
     entries = fake_cann.definitions()[name]
     inputs, outputs = len(entries["Input"]), len(entries["Output"])
+    assert op.multi_output == (outputs > 1)
     types = ["aclTensor*"] * inputs + ["double", "bool", "bool", "bool"]
     assert op.get_attr_dict()["custom_inputs_type"] == types + ["aclTensor*"] * outputs
 
@@ -237,6 +236,10 @@ def test_shapes_and_types_are_inferred(ms: Any, real_custom: Any, sequence_first
     assert forward.out_dtype(ms.float16, *[None] * 9) == (ms.float16, ms.float32)
     backward = ascend._op("AlibiAttentionGrad", sequence_first)
     assert backward.out_shape(q, k, k, [4], [2, 4, 7], *others) == (q, k, k, [2, 4, 7])
+    weights = ascend._op("AlibiAttentionWeights", sequence_first)
+    assert weights.out_shape(q, k, *others) == (2, 4, 7, 9)
+    gradient = ascend._op("AlibiAttentionWeightsGrad", sequence_first)
+    assert gradient.out_shape(q, k, *[[2, 4, 7, 9]] * 2, *others) == (q, k, (2, 4, 7))
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 import alibi_kernels
 from alibi_kernels import ascend
 from tests import fake_cann, oracle
-from tests.cases import SITUATIONS, SMALL, Case
+from tests.cases import SITUATIONS, SMALL, Case, make_dp, make_inputs
 from tests.compare import assert_close
-from tests.custom_tools import normal
+from tests.custom_tools import normal, tensor
 from tests.test_custom_gradients import second_order
 from tests.test_custom_modes import check
 
@@ -147,6 +147,32 @@ def test_infinite_and_nan_inputs_prune_nothing(ms):
     slopes = ms.Tensor(np.array(SLOPES, np.float32))
     reach = ascend._reach(ascend._Rules(1.0, True, True, False, 1))
     assert (reach(ms.Tensor(q), ms.Tensor(q), slopes, spans).asnumpy() == ascend.NO_REACH).all()
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("case", CASES[1::6], ids=str)
+def test_weights(ms, custom_calls, case, graph):
+    x, dp = make_inputs(case, "float16"), make_dp(case, "float16")
+    options = {**case.options, "spans": tensor(ms, x.spans), "backend": "ascend"}
+    cotangent = ms.Tensor(dp.astype(np.float32))
+
+    def loss(q, k, slopes):
+        p = alibi_kernels.alibi_attention_weights(q, k, slopes, **options)
+        return (p.astype(ms.float32) * cotangent).sum(), p
+
+    gradient = ms.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    run = ms.jit(gradient) if graph else gradient
+    (_, p), grads = run(tensor(ms, x.q), tensor(ms, x.k), ms.Tensor(x.slopes))
+    arrays = (x.q, x.k, x.slopes)
+    assert_close(p, oracle.weights(*arrays, spans=x.spans, **case.options), 2.0**-11)
+    truth = oracle.weights_grad(*arrays, dp, spans=x.spans, **case.options)
+    for got, want in zip(grads, truth, strict=True):
+        # p and dp reach the gradient rounded to float16, as on the device.
+        assert_close(got, want, 2.0**-8 * np.abs(want).max() + 2.0**-9)
+    assert sorted(custom_calls) == [
+        ("aclnnAlibiAttentionWeights", "aot"),
+        ("aclnnAlibiAttentionWeightsGrad", "aot"),
+    ]
 
 
 def test_fixed_slopes_get_no_gradient(ms, custom_calls, mode):
