@@ -128,7 +128,6 @@ def _make_plan(
 
 # `typed`, or causal=1 would pass after causal=True.
 _cached_plan = lru_cache(maxsize=4096, typed=True)(_make_plan)
-_fixed_slopes = lru_cache(maxsize=256, typed=True)(contract.fixed_slopes)
 
 
 class Call:
@@ -156,7 +155,7 @@ class Call:
             if not (isinstance(array, np.ndarray) or (weights and name == "v")):
                 contract.require_type(name, array, np.ndarray, op=op)
         if not isinstance(slopes, np.ndarray):
-            slopes = np.array(_as_tuple(slopes, op), np.float32)
+            slopes = np.array(contract.fixed_slopes(slopes, op=op), np.float32)
         if spans is not None:
             contract.require_type("spans", spans, np.ndarray, op=op)
         arguments = (
@@ -245,14 +244,6 @@ class Call:
                     itemsize=array.itemsize,
                 )
         return contract.error(_native.status_name(status), self.op)
-
-
-def _as_tuple(slopes: Any, op: str) -> tuple[float, ...]:
-    """Slopes given as a sequence of numbers, checked once for equal ones."""
-    try:
-        return _fixed_slopes(tuple(slopes) if isinstance(slopes, list) else slopes, op=op)
-    except TypeError:
-        return contract.fixed_slopes(slopes, op=op)
 
 
 def _is_readable(array: Array) -> bool:

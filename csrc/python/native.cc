@@ -6,6 +6,7 @@
 // dtypes, strides, alignment, the values of slopes) is checked here every time, because the same
 // checks in Python take longer than a small kernel. A function returns the AlibiStatus and the
 // counters; native.py owns the exceptions, because contract.py owns the message text.
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -51,11 +52,12 @@ void require(bool condition, AlibiStatus status) {
 }
 
 // ml_dtypes registers bfloat16 with NumPy at run time, so that its number is only known by name.
+// Stored in a way that is safe when the import lets another thread run.
 bool is_bfloat16(const py::dtype& dtype) {
-  static const int number = [] {
-    return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num();
-  }();
-  return dtype.num() == number;
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<int> number;
+  number.call_once_and_store_result(
+      [] { return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num(); });
+  return dtype.num() == number.get_stored();
 }
 
 constexpr int kNumPyHalf = 23;

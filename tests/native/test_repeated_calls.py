@@ -16,6 +16,10 @@ CASE = Case("binding", 2, 4, 2, 9, 13, 8)
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        (
+            {"slopes": [True, 1.0, 1.0, 1.0]},
+            "attention_forward: slopes must be a float32 Tensor, or",
+        ),
         ({"causal": 1}, "attention_forward: causal must be True or False, got 1"),
         ({"threads": True}, "attention_forward: threads must be an integer"),
         (
@@ -32,6 +36,7 @@ def test_a_call_that_looks_like_a_remembered_one(change: dict[str, Any], text: s
     x = make_inputs(CASE)
     arguments = {"q": x.q, "k": x.k, "v": x.v, "slopes": x.slopes, "threads": 1}
     native.attention_forward(**arguments)
+    native.attention_forward(**{**arguments, "slopes": [1, 1.0, 1.0, 1.0]})
     out = np.full_like(x.q, np.nan)
     with pytest.raises((TypeError, ValueError)) as raised:
         native.attention_forward(**{**arguments, "out": out, **change})
