@@ -292,9 +292,10 @@ def page(path: Path) -> str:
         "",
         "Cells: median milliseconds (share of the floor). The floor is the dense work at the",
         "ceiling of its unit: 4 B H S S D floating-point operations forward, 14 with the backward,",
-        "half of it when causal; for decode the bytes of K and V. Pruned rows do less work than",
-        "the floor counts, so they may pass 100%. Every result was compared with float64 before it",
-        "was timed; providers take turns call by call, so the ratios in a column carry over to",
+        "half of it when causal; for decode the bytes of K and V from memory. Pruned rows do less",
+        "work than the floor counts, and short caches stay in the processor's: both may pass 100%.",
+        "Every result was compared with float64 before it was timed; providers take turns call by",
+        "call, so the ratios in a column carry over to",
         f"other machines. \\*: fewer than {FEW_SAMPLES} samples fitted into the time of the case.",
         "",
     ]
