@@ -104,7 +104,8 @@ float* row_scratch(Call& call, const ProblemView& problem) {
   return call.scratch<float>(int64_t{problem.batch} * problem.heads_q * problem.len_q);
 }
 
-// The implementations of the forward pass, best first; a call runs on the first that takes it.
+// The implementations of each pass, best first; a call runs on the first that takes it. The last
+// one takes any.
 struct ForwardRoute {
   bool (*takes)(const Call& call, int32_t dtype, const ForwardParams& params);
   void (*run)(Call& call, int32_t dtype, const ForwardParams& params);
@@ -117,10 +118,10 @@ constexpr ForwardRoute kForwardRoutes[] = {
     {takes_any, run_forward},
 };
 
-void route_forward(Call& call, int32_t dtype, const ForwardParams& params) {
-  for (const ForwardRoute& route : kForwardRoutes) {
-    if (route.takes(call, dtype, params)) return route.run(call, dtype, params);
-  }
+const ForwardRoute& route_forward(const Call& call, int32_t dtype, const ForwardParams& params) {
+  const ForwardRoute* route = kForwardRoutes;
+  while (!route->takes(call, dtype, params)) ++route;
+  return *route;
 }
 
 int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
@@ -143,8 +144,27 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
     params.split_out = call.scratch<float>(rows * p.head_dim);
     params.split_lse = call.scratch<float>(rows);
   }
-  route_forward(call, p.dtype, params);
+  route_forward(call, p.dtype, params).run(call, p.dtype, params);
   return call.status();
+}
+
+struct BackwardRoute {
+  bool (*takes)(const Call& call, int32_t dtype, const BackwardParams& params);
+  int (*tiles)(int32_t dtype, int head_dim, int len_q);  // of query rows, for slope_parts
+  void (*run)(Call& call, int32_t dtype, const BackwardParams& params);
+};
+bool takes_any(const Call&, int32_t, const BackwardParams&) { return true; }
+constexpr BackwardRoute kBackwardRoutes[] = {
+#if CUDART_VERSION >= 12000
+    {hopper_takes_backward, hopper_query_grad_tiles, run_backward_hopper},
+#endif
+    {takes_any, query_grad_tiles, run_backward},
+};
+
+const BackwardRoute& route_backward(const Call& call, int32_t dtype, const BackwardParams& params) {
+  const BackwardRoute* route = kBackwardRoutes;
+  while (!route->takes(call, dtype, params)) ++route;
+  return *route;
 }
 
 int32_t attention_bwd(const AlibiAttentionBwdArgs& args, void* stream) {
@@ -169,11 +189,12 @@ int32_t attention_bwd(const AlibiAttentionBwdArgs& args, void* stream) {
   params.dq = query_output(args.dq, p);
   params.dk = key_output(args.dk, p);
   params.dv = key_output(args.dv, p);
+  const BackwardRoute& route = route_backward(call, p.dtype, params);
   const int64_t parts =
-      int64_t{problem.batch} * query_grad_tiles(p.dtype, problem.head_dim, problem.len_q);
+      int64_t{problem.batch} * route.tiles(p.dtype, problem.head_dim, problem.len_q);
   params.slope_parts =
       args.dslopes == nullptr ? nullptr : call.scratch<float>(parts * problem.heads_q);
-  run_backward(call, p.dtype, params);
+  route.run(call, p.dtype, params);
   if (args.dslopes != nullptr)
     run_sum_slopes(call, params.slope_parts, args.dslopes, problem.heads_q, parts);
   return call.status();

@@ -174,6 +174,16 @@ ALIBI_HD Range within_reach(Range keys, Range positions, int reach) {
                                : keys.begin};
 }
 
+// From which distance on keys are negligible to a row, once its log-sum-exp is known: where
+// row_is_done(slack, slope2, distance, 0) holds. Below zero for a row that sees nothing, everything
+// when the bound does not hold (NaN).
+ALIBI_HD int reach_of_slack(float slack, float slope2) {
+  const float reach = ceilf(-slack / slope2) + 1.0f;
+  if (reach < 0.0f) return -1;
+  return reach < static_cast<float>(kMaxLength) ? static_cast<int>(reach)
+                                                : static_cast<int>(kMaxLength);
+}
+
 // What block `index` of a grid works on: tile `tile` of (batch, head) pair number `sequence`.
 struct TilePlace {
   int sequence;

@@ -10,12 +10,15 @@ namespace alibi {
 namespace cuda {
 
 void run_forward(Call& call, int32_t dtype, const ForwardParams& params);
-// The same on a Hopper GPU, where it can: see hopper_takes_forward.
-bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params);
-void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params);
 void run_backward(Call& call, int32_t dtype, const BackwardParams& params);
 void run_weights_forward(Call& call, int32_t dtype, const WeightsForwardParams& params);
 void run_weights_backward(Call& call, int32_t dtype, const WeightsBackwardParams& params);
+
+// On a Hopper GPU: which calls its kernels take, and the same for these.
+bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params);
+bool hopper_takes_backward(const Call& call, int32_t dtype, const BackwardParams& params);
+void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params);
+void run_backward_hopper(Call& call, int32_t dtype, const BackwardParams& params);
 
 // Largest |k_j| of every key head, [B, Hkv].
 void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& k,
@@ -23,6 +26,8 @@ void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const 
 // Largest |q_i| of every `rows` query rows, [B, Hq, ceil(Sq / rows)]; rows is a multiple of 64.
 void run_query_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& q,
                      int rows, float* norms);
+// delta and slack of every query row, for the backward kernels.
+void run_row_deltas(Call& call, int32_t dtype, const BackwardParams& params);
 // A copy of [B, heads, len, D] whose rows are padded to 16 bytes; `target` says where.
 void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorView& target,
               int batch, int heads, int len, int head_dim);
@@ -33,6 +38,7 @@ void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, i
 int forward_splits(int32_t dtype, const ProblemView& problem, int multiprocessors);
 // Query tiles of the backward kernels: entry.cu needs the number to size slope_parts.
 int query_grad_tiles(int32_t dtype, int head_dim, int len_q);
+int hopper_query_grad_tiles(int32_t dtype, int head_dim, int len_q);
 
 }  // namespace cuda
 }  // namespace alibi

@@ -58,8 +58,8 @@ constexpr TileConfig kKeyGradTiles[] = {
     {4, 64, 4, 1, 32},  {4, 128, 4, 1, 16}, {4, 256, 2, 1, 16},
 };
 
-// The Hopper kernels: `groups` warpgroups of 64 query rows each, and one more that starts copies
-// into `stages` buffers for K and as many for V. The block has all 65536 registers of the
+// The Hopper kernels: `groups` warpgroups of 64 rows each, and one more that starts copies
+// into `stages` buffers for each tensor that passes by. The block has all 65536 registers of the
 // multiprocessor: they are dealt out evenly when it starts and then moved to where the accumulators
 // are.
 struct WarpgroupTile {
@@ -81,6 +81,17 @@ struct WarpgroupTile {
 constexpr WarpgroupTile kHopperForwardTiles[] = {{64, 2, 128, 2, 240, 24},
                                                  {128, 2, 128, 2, 240, 24}};
 
+// dq: rows are queries. Accumulators columns + head_dim / 2, and columns / 4 for dS.
+constexpr WarpgroupTile kHopperQueryGradTiles[] = {{64, 2, 64, 2, 240, 24},
+                                                   {128, 2, 64, 2, 240, 24}};
+
+// dk, dv: rows are keys, columns queries. Accumulators columns + head_dim, columns / 2 for P and dS.
+constexpr WarpgroupTile kHopperKeyGradTiles[] = {{64, 2, 64, 2, 240, 24}, {128, 2, 64, 2, 240, 24}};
+
+template <int D>
+constexpr WarpgroupTile kHopperQueryGradTile = kHopperQueryGradTiles[D == 64 ? 0 : 1];
+template <int D>
+constexpr WarpgroupTile kHopperKeyGradTile = kHopperKeyGradTiles[D == 64 ? 0 : 1];
 template <int D>
 constexpr WarpgroupTile kHopperForwardTile = kHopperForwardTiles[D == 64 ? 0 : 1];
 static_assert(kHopperForwardTile<64>.head_dim == 64 && kHopperForwardTile<64>.fits_registers(), "");

@@ -249,6 +249,20 @@ void check_within_reach() {
   expect(all.begin == far - 2 && all.end == far, "within_reach does not overflow", all.begin);
 }
 
+// What lies at the reach or beyond is negligible; what a little nearer is negligible is not far off.
+void check_reach_of_slack() {
+  for (const float slope2 : {0.01f, 0.7f, 20.0f}) {
+    for (float slack = -300.0f; slack < 40.0f; slack += 1.7f) {
+      const int reach = reach_of_slack(slack, slope2);
+      for (int d = most(reach, 0); d < reach + 20; ++d)
+        expect(row_is_done(slack, slope2, d, 0.0f), "done beyond the reach", d, reach);
+      expect(reach < 3 || !row_is_done(slack, slope2, reach - 3, 0.0f), "reach is tight", reach);
+    }
+  }
+  expect(reach_of_slack(NAN, 1.0f) == kMaxLength, "no bound, no reach");
+  expect(reach_of_slack(INFINITY, 1.0f) < 0, "a row that sees nothing reaches nothing");
+}
+
 // Every tile of every sequence once, few sequences at a time, the last tiles first.
 void check_longest_first() {
   for (int tiles = 1; tiles <= 4; ++tiles) {
@@ -298,6 +312,7 @@ int main() {
   check_splits();
   check_within_reach();
   check_longest_first();
+  check_reach_of_slack();
   check_swizzle();
   check_tile_tables();
   if (failures > 0) printf("%d failures\n", failures);

@@ -10,6 +10,7 @@ UNITS = {
     "backward": "sm80/backward.cu",
     "weights": "sm80/weights.cu",
     "hopper": "sm90/forward.cu",
+    "hopper-backward": "sm90/backward.cu",
 }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from tests import results
 from tests.cases import Case
 from tests.cuda import mutants_hopper
+from tests.cuda.checks import check
 from tests.cuda.model import ROOT, Model, build_variant
 from tests.cuda.mutant import UNITS, Mutant
 
@@ -345,12 +346,11 @@ def outcome(mutant: Mutant) -> str:
 
 
 def run_library(path: str, part: str) -> None:
-    from tests.cuda.checks import check
     from tests.cuda.test_model import test_what_no_row_may_see_may_hold_anything
 
     model = Model(Path(path))
-    if part == "hopper":
-        run_hopper(model)
+    if part.startswith("hopper"):
+        run_hopper(model, part.endswith("backward"))
         return
     parts = ("forward", "backward") if part == "backward" else (part,)
     for seed in SEEDS:
@@ -362,13 +362,14 @@ def run_library(path: str, part: str) -> None:
         test_what_no_row_may_see_may_hold_anything(model, "float16")
 
 
-def run_hopper(model: Model) -> None:
+def run_hopper(model: Model, backward: bool) -> None:
     from tests.cuda import test_hopper
 
     model.capability = 9
+    cases = mutants_hopper.BACKWARD_CASES if backward else mutants_hopper.CASES
     for seed in mutants_hopper.SEEDS:
-        for case, dtype in mutants_hopper.CASES:
-            test_hopper.check_forward(model, case, dtype, seed)
+        for case, dtype in cases:
+            check(model, case, dtype, seed=seed, parts=("forward", "backward")[: 1 + backward])
     test_hopper.test_unseen_values_may_hold_anything_at_both_ends(model, 64)
     test_hopper.test_the_far_key_that_outscores_the_near_ones_is_found(model)
 

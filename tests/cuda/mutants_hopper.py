@@ -5,18 +5,31 @@ from __future__ import annotations
 from tests.cases import Case
 from tests.cuda.mutant import Mutant
 
+BOTH_SIDES = Case("both-sides", 1, 2, 1, 70, 600, 64, False, spans=((0, 600, 130),))
 CASES = (
     (Case("causal", 1, 2, 1, 300, 700, 64, slopes="learned"), "bfloat16"),
     (Case("spans", 2, 4, 2, 140, 700, 128, spans=((37, 690, 555), (140, 420, 300))), "float16"),
     (Case("full", 1, 2, 1, 133, 650, 128, causal=False, slopes="learned"), "bfloat16"),
+    (BOTH_SIDES, "float16"),
     (Case("sees-nothing", 1, 1, 1, 300, 600, 64, spans=((150, 590, 0),)), "float16"),
     (Case("steep", 1, 2, 1, 160, 1300, 64, slopes="steep"), "float16"),
     (Case("one-tile", 1, 1, 1, 40, 100, 64), "bfloat16"),
     (Case("far-ahead", 1, 1, 1, 40, 640, 128, spans=((130, 600, 900),), slopes="steep"), "float16"),
 )
-SEEDS = (0, 1, 4, 5)
+SEEDS = (0, 1, 3, 5, 6)
+BACKWARD_CASES = (
+    (Case("causal", 1, 2, 1, 200, 330, 64, slopes="learned"), "bfloat16"),
+    (Case("spans", 2, 2, 1, 140, 300, 128, spans=((37, 290, 150), (140, 300, 120))), "float16"),
+    (
+        Case("both", 1, 1, 1, 70, 300, 64, False, spans=((0, 300, 130),), slopes="learned"),
+        "float16",
+    ),
+    (Case("steep", 1, 2, 1, 160, 700, 64, slopes="steep"), "float16"),
+    (Case("sees-nothing", 1, 1, 1, 200, 260, 64, spans=((130, 250, 0),)), "bfloat16"),
+)
 
 FORWARD, MATRIX, MAP = "sm90/forward.cuh", "sm90/matrix.cuh", "sm90/tensor_map.h"
+BACKWARD = "sm90/backward.cuh"
 GEOMETRY, TILES = "geometry.h", "tile_config.h"
 
 K_FULL = "barrier_wait(memory.k_full(k_place.stage), k_place.parity);"
@@ -55,7 +68,12 @@ WAITS = (
     _forward("S read before its wait", K_DONE, K_DONE.replace("<1>", "<2>")),
     _forward("O read before its wait", V_DONE, V_DONE.replace("<0>", "<1>")),
     _forward("the last O read before its wait", "products_wait<0>();", "products_wait<1>();", 2),
-    _forward("K released before its products end", K_DONE, "\n".join(reversed(K_DONE.split("\n")))),
+    _forward(
+        "K released before its products end",
+        K_DONE,
+        "\n".join(reversed(K_DONE.split("\n"))),
+        equal="before K is refilled the producer waits for a V that all warps release later",
+    ),
     _forward("V released before its products end", V_DONE, "\n".join(reversed(V_DONE.split("\n")))),
     _forward("K never released", K_DONE, K_DONE.rsplit("\n", 1)[0]),
     _forward("V never released", V_DONE, V_DONE.rsplit("\n", 1)[0]),
@@ -80,11 +98,6 @@ COPIES = (
         "half of V expected", "v_full(place.stage), kBytes);", "v_full(place.stage), kBytes / 2);"
     ),
     _forward(
-        "more of Q expected",
-        "q_full(), kTileBytes<kTile.rows(), D>",
-        "q_full(), 2 * kTileBytes<kTile.rows(), D>",
-    ),
-    _forward(
         "every panel from the first columns", "panel * kPanelColumns, row", "0, row", file=MATRIX
     ),
     _forward(
@@ -106,9 +119,9 @@ COPIES = (
         "0,\n                               task.place.head",
     ),
     _forward(
-        "sequence and head strides exchanged",
-        "map_stride(len, tensor.stride_s), map_stride(heads, tensor.stride_h)",
-        "map_stride(heads, tensor.stride_h), map_stride(len, tensor.stride_s)",
+        "rows a head apart",
+        "map_stride(len, tensor.stride_s)",
+        "map_stride(len, tensor.stride_h)",
         file=MAP,
     ),
     _forward(
@@ -124,24 +137,31 @@ COPIES = (
     ),
     _forward("no room for rounding up", "kEightRows + kQueryBytes", "kQueryBytes"),
     _forward(
-        "unseen V used as it is",
-        "if (key < task.keys.begin || key + kColumns > task.keys.end) {",
-        "if (false) {",
+        "unseen V used as it is", "if (needs_clearing<kColumns>(key, task.keys)) {", "if (false) {"
     ),
-    _forward("V before the span used as it is", "key < task.keys.begin || key", "key"),
+    _forward("rows before the valid ones kept", "first < valid.begin ||", "", file=MATRIX),
     _forward(
-        "last seen V cleared", "key < task.keys.end) continue", "key + 1 < task.keys.end) continue"
+        "last valid row cleared",
+        "row < valid.end) continue",
+        "row + 1 < valid.end) continue",
+        file=MATRIX,
     ),
     _forward(
-        "one unseen V kept", "key < task.keys.end) continue", "key <= task.keys.end) continue"
+        "one invalid row kept",
+        "row < valid.end) continue",
+        "row <= valid.end) continue",
+        file=MATRIX,
     ),
-    _forward("first seen V cleared", "key >= task.keys.begin &&", "key > task.keys.begin &&"),
+    _forward(
+        "first valid row cleared", "row >= valid.begin &&", "row > valid.begin &&", file=MATRIX
+    ),
     _forward("cleared before it has landed", "barrier_wait(memory.v_raw(), parity);"),
-    _forward("clearing not fenced", "  fence_async_proxy();\n"),
+    _forward("clearing not fenced", "  fence_async_proxy();\n", file=MATRIX),
     _forward(
         "full before all lanes have cleared",
         "  fence_async_proxy();\n  __syncwarp();\n",
         "  fence_async_proxy();\n",
+        file=MATRIX,
     ),
     _forward("registers not released", "release_registers<kTile.producer_registers>();"),
 )
@@ -288,4 +308,88 @@ REACH = (
     ),
 )
 
-MUTANTS = WAITS + COPIES + PRODUCTS + TURNS + SCORES + REACH
+
+def _backward(what: str, old: str, new: str = "", nth: int = 0, equal: str = "") -> Mutant:
+    return Mutant(f"backward: {what}", BACKWARD, old, new, nth, "hopper-backward", equal)
+
+
+SCORES_DONE = "products_wait<1>();\n"
+GRADS_DONE = "products_wait<0>();\n    "
+FULL = "barrier_wait(memory.full(place.stage), place.parity);"
+EMPTY = "barrier_wait(memory.empty(place.stage), place.parity ^ 1);"
+HELD = "held.stage = place.stage;"
+
+# Where a line stands in both kernels, 0 is that of dq and 1 that of dk and dv.
+BOTH = tuple(
+    _backward(f"{kernel}: {what}", old, new, nth)
+    for nth, kernel in enumerate(("dq", "dk"))
+    for what, old, new in (
+        ("no wait for what stays", "barrier_wait(memory.own_full(), 0);", ""),
+        ("no wait for what passes by", FULL, ""),
+        ("buffers overwritten early", EMPTY, ""),
+        ("buffers never released", "held.release(memory);", ""),
+        ("released while products read it", HELD, HELD + " held.release(memory);"),
+        ("S read before its wait", SCORES_DONE, "products_wait<2>();\n"),
+        (
+            "dP read before its wait",
+            GRADS_DONE + "  pin_registers(dp[0]);",
+            "pin_registers(dp[0]);",
+        ),
+        ("second half of what stays for all", "own(1) + group * kPanelBytes<64>", "own(1)"),
+    )
+)
+BACKWARD_ONLY = (
+    _backward(
+        "dq: last product not waited for",
+        "products_wait<0>();\n    pin_registers(dq[0]);",
+        "pin_registers(dq[0]);",
+    ),
+    _backward(
+        "dq: unseen keys used as they are",
+        "= needs_clearing<kColumns>(key, task.keys);",
+        "= false;",
+    ),
+    _backward(
+        "dk: unseen keys used as they are",
+        "= needs_clearing<kRows>(first_key, task.held);",
+        "= false;",
+    ),
+    _backward("dq: cleared before it has landed", "barrier_wait(memory.raw(), raw_parity);"),
+    _backward("dq: parity of cleared tiles never changes", "raw_parity ^= 1;"),
+    _backward("dk: cleared before it has landed", "barrier_wait(memory.raw(), 0);"),
+    _backward(
+        "dk: statistics stored before the buffer is free",
+        "    __syncwarp();\n    for (int c",
+        "    for (int c",
+    ),
+    _backward(
+        "dq: bytes of one tile expected", "own_full(), 2 * kTileBytes", "own_full(), kTileBytes"
+    ),
+    _backward("dk: bytes of one tile expected", "full, 2 * kTileBytes", "full, kTileBytes"),
+    _backward("dk: full without the statistics", "1 + 32, 4 * kTile.groups", "1, 4 * kTile.groups"),
+    _backward("dk: statistics of half the rows", "c < kColumns; c += 32", "c < 32; c += 32"),
+    _backward(
+        "dk: only the first head of the group",
+        "task.walk.head(pair), row =",
+        "task.walk.head(0), row =",
+    ),
+    _backward("dk: dv from dS", "(dv[0], p, dout_tile)", "(dv[0], ds, dout_tile)"),
+    _backward("dk: dk from dO", "(dk[0], ds, q_tile)", "(dk[0], ds, dout_tile)"),
+    _backward(
+        "dq: dP from K",
+        "dout_rows, memory.passing(1, place.stage)",
+        "dout_rows, memory.passing(0, place.stage)",
+    ),
+    _backward(
+        "dq: the reach of one row only",
+        "row < task.rows.end; row += 32",
+        "row < task.rows.begin + 1; row += 32",
+    ),
+    _backward(
+        "dslopes: one warpgroup syncs alone",
+        "named_sync(1, kThreads)",
+        "named_sync(1 + static_cast<int>(threadIdx.x) / 128, 128)",
+    ),
+)
+
+MUTANTS = BOTH + BACKWARD_ONLY + WAITS + COPIES + PRODUCTS + TURNS + SCORES + REACH

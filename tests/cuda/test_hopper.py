@@ -29,24 +29,27 @@ MANY_TILES = (
     Case("full-D64", 1, 2, 2, 133, 650, 64, causal=False, slopes="learned"),
     Case("full-signed-D128", 1, 2, 1, 130, 600, 128, causal=False, bias="signed"),
     Case("half-sees-nothing-D64", 2, 1, 1, 300, 600, 64, spans=((150, 590, 0), (520, 600, 100))),
+    Case("both-sides-D64", 1, 2, 1, 70, 600, 64, causal=False, spans=((0, 600, 130),)),
     Case("far-ahead-D128", 1, 1, 1, 40, 640, 128, spans=((130, 600, 9000),), slopes="mixed"),
 )
 
 
-def check_forward(hopper: Model, case: Case, dtype: str, seed: int = 0, prune: bool = True) -> None:
-    check(hopper, case, dtype, seed=seed, prune=prune, parts=("forward",))
-    assert hopper.stats()["async_copies"] == 0, "the portable kernel ran"
+def check_attention(
+    hopper: Model, case: Case, dtype: str, seed: int = 0, prune: bool = True
+) -> None:
+    check(hopper, case, dtype, seed=seed, prune=prune, parts=("forward", "backward"))
+    assert hopper.stats()["async_copies"] == 0, "a portable kernel ran"
 
 
 @pytest.mark.parametrize("case", ALL_MODES[::3], ids=str)
 def test_every_situation(hopper: Model, case: Case) -> None:
-    check_forward(hopper, case, "bfloat16" if case.D == 64 else "float16", seed=1)
+    check_attention(hopper, case, "bfloat16" if case.D == 64 else "float16", seed=1)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", MANY_TILES, ids=str)
 def test_many_tiles_under_several_schedules(hopper: Model, case: Case, seed: int) -> None:
-    check_forward(hopper, case, "float16" if seed % 2 else "bfloat16", seed, prune=seed != 1)
+    check_attention(hopper, case, "float16" if seed % 2 else "bfloat16", seed, prune=seed != 1)
     assert hopper.stats()["wide_products"] > 0
 
 
@@ -56,7 +59,7 @@ def test_many_tiles_under_several_schedules(hopper: Model, case: Case, seed: int
 @pytest.mark.parametrize("case", ALL_MODES + with_head_dim(SHAPES) + MANY_TILES, ids=str)
 def test_all_cases_under_ten_schedules(hopper: Model, case: Case, dtype: str, prune: bool) -> None:
     for seed in range(10) if case.Sq * case.Sk < 300_000 else range(2):
-        check_forward(hopper, case, dtype, seed, prune)
+        check_attention(hopper, case, dtype, seed, prune)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +81,13 @@ def test_unseen_values_may_hold_anything_at_both_ends(hopper: Model, head_dim: i
     """Several tiles reach beyond the visible keys: at the end of the span, and at its beginning."""
     case = Case("ends", 1, 2, 1, 200, 600, head_dim, spans=((130, 430, 230),))
     x = make_inputs(case, "bfloat16")
-    clean = [y.copy() for y in Calls(hopper, case, "bfloat16", x).forward()]
+    calls = Calls(hopper, case, "bfloat16", x)
+    clean = [y.copy() for y in (*calls.forward(), *calls.backward())]
     for name in ("k", "v"):
         getattr(x, name)[:, :, 430:] = np.nan
         getattr(x, name)[:, :, :130] = np.inf
-    for got, want in zip(Calls(hopper, case, "bfloat16", x).forward(), clean, strict=True):
+    calls = Calls(hopper, case, "bfloat16", x)
+    for got, want in zip((*calls.forward(), *calls.backward()), clean, strict=True):
         np.testing.assert_array_equal(got, want)
 
 

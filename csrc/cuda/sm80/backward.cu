@@ -27,6 +27,15 @@ void run_key_grad(Call& call, const BackwardParams& params) {
 
 }  // namespace
 
+void run_row_deltas(Call& call, int32_t dtype, const BackwardParams& params) {
+  const ProblemView& problem = params.problem;
+  const int64_t warps = int64_t{problem.batch} * problem.heads_q * problem.len_q;
+  dispatch_dtype(dtype, [&](auto type) {
+    call.launch(row_deltas<decltype(type)>, (warps + kPrepassWarps - 1) / kPrepassWarps,
+                kPrepassThreads, 0, params);
+  });
+}
+
 void run_backward(Call& call, int32_t dtype, const BackwardParams& params) {
   const ProblemView& problem = params.problem;
   const bool found = dispatch(dtype, problem.head_dim, [&](auto type, auto dim) {
@@ -34,9 +43,7 @@ void run_backward(Call& call, int32_t dtype, const BackwardParams& params) {
     constexpr int D = decltype(dim)::value;
     constexpr TileConfig kTile = kQueryGradTile<T, D>;
     const int64_t heads = int64_t{problem.batch} * problem.heads_q;
-    const int64_t warps = heads * problem.len_q;
-    call.launch(row_deltas<T>, (warps + kPrepassWarps - 1) / kPrepassWarps, kPrepassThreads, 0,
-                params);
+    run_row_deltas(call, dtype, params);
     call.launch(attention_query_grad<T, D>, heads * ceil_div(problem.len_q, kTile.rows()),
                 kTile.threads(), kQueryGradShared<T, D>, params);
     run_key_grad<T, D>(call, params);

@@ -70,12 +70,11 @@ struct PairWalk {
   }
 };
 
-// lse2 and delta of the query rows of a tile, to shared memory; +inf makes P = 0 for rows that see
+// lse2 and delta of query row `c` of a tile, to shared memory; +inf makes P = 0 for rows that see
 // nothing or do not exist.
 template <int kColumns>
 __device__ __forceinline__ void load_row_stats(uint32_t stats, const BackwardParams& params,
-                                               int batch, int head, int row0) {
-  const int c = static_cast<int>(threadIdx.x);
+                                               int batch, int head, int row0, int c) {
   if (c >= kColumns) return;
   const int row = row0 + c;
   const bool inside = row < params.problem.len_q;
@@ -156,7 +155,7 @@ __global__ void __launch_bounds__(kKeyGradThreads<T, D>, 1)
     load_queries(q_tile, params.q, pair);
     copy_commit();
     load_row_stats<kColumns>(stats, params, place.batch, walk.head(pair),
-                             walk.tile(pair) * kColumns);
+                             walk.tile(pair) * kColumns, static_cast<int>(threadIdx.x));
   }
   while (pair != PairWalk::kEnd) {
     const int next = walk.from<kColumns>(pair + 1);
@@ -181,7 +180,7 @@ __global__ void __launch_bounds__(kKeyGradThreads<T, D>, 1)
     if (next != PairWalk::kEnd) {
       load_queries(q_tile, params.q, next);
       load_row_stats<kColumns>(stats, params, place.batch, walk.head(next),
-                               walk.tile(next) * kColumns);
+                               walk.tile(next) * kColumns, static_cast<int>(threadIdx.x));
     }
     copy_commit();
     pair = next;

@@ -81,23 +81,32 @@ struct RowGradState {
 
 // Adds up the shares of a block in a fixed order and writes its part. `scratch` holds one float per
 // warp; a barrier since the last use of that memory is the caller's business.
-template <int kRows>
+// `sync` is a barrier of the `warps` warps that call this.
+template <int kRows, class Sync>
 __device__ __forceinline__ void store_slope_part(float* parts, const ProblemView& problem,
                                                  const BlockPlace& place, float share,
-                                                 uint32_t scratch) {
+                                                 uint32_t scratch, int warps, const Sync& sync) {
   if (parts == nullptr) return;
   share = warp_sum(share);
   if (lane_id() == 0) store_shared(scratch + warp_id() * 4, share);
-  __syncthreads();
+  sync();
   if (threadIdx.x != 0) return;
   float sum = 0.0f;
-  for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) {
+  for (int warp = 0; warp < warps; ++warp) {
     float x;
     load_shared(x, scratch + warp * 4);
     sum += x;
   }
   const int64_t sequence = static_cast<int64_t>(place.head) * problem.batch + place.batch;
   parts[sequence * ceil_div(problem.len_q, kRows) + place.tile] = sum;
+}
+
+template <int kRows>
+__device__ __forceinline__ void store_slope_part(float* parts, const ProblemView& problem,
+                                                 const BlockPlace& place, float share,
+                                                 uint32_t scratch) {
+  store_slope_part<kRows>(parts, problem, place, share, scratch, static_cast<int>(blockDim.x) / 32,
+                          [] { __syncthreads(); });
 }
 
 template <class T, int kM, int kN>

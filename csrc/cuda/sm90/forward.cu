@@ -1,21 +1,11 @@
 // Launch of the Hopper forward kernel.
 #include "../kernels.h"
 #include "forward.cuh"
+#include "launch.h"
 
 namespace alibi {
 namespace cuda {
 namespace {
-
-// Keys and values of the heads that run at a time should stay in the second-level cache.
-constexpr int64_t kCachedBytes = int64_t{32} << 20;
-
-int heads_together(const ProblemView& problem) {
-  const int64_t bytes = int64_t{problem.len_k} * problem.head_dim * 4;  // K and V of one key head
-  const int group = problem.heads_q / problem.heads_kv;
-  const int64_t heads = kCachedBytes / bytes * group;
-  return static_cast<int>(
-      std::min<int64_t>(std::max<int64_t>(heads, group), int64_t{problem.batch} * problem.heads_q));
-}
 
 template <class T, int D>
 void launch_forward(Call& call, const ForwardParams& forward) {
@@ -32,7 +22,7 @@ void launch_forward(Call& call, const ForwardParams& forward) {
   params.q_map = map(forward.q, problem.heads_q, problem.len_q, kTile.rows());
   params.k_map = map(forward.k, problem.heads_kv, problem.len_k, kTile.columns);
   params.v_map = map(forward.v, problem.heads_kv, problem.len_k, kTile.columns);
-  params.together = heads_together(problem);
+  params.together = heads_together(problem, problem.heads_q);
   if (problem.prune) {
     float* norms = call.scratch<float>(heads * tiles);
     const int32_t dtype = std::is_same<T, bfloat_t>::value ? ALIBI_BFLOAT16 : ALIBI_FLOAT16;
@@ -46,12 +36,8 @@ void launch_forward(Call& call, const ForwardParams& forward) {
 }  // namespace
 
 bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params) {
-  const ProblemView& problem = params.problem;
-  const bool keys_mapped = can_map(params.k, problem.batch, problem.heads_kv, problem.len_k) &&
-                           can_map(params.v, problem.batch, problem.heads_kv, problem.len_k);
-  return call.capability_major() == 9 && dtype != ALIBI_FLOAT32 && problem.len_k > 0 &&
-         (problem.head_dim == 64 || problem.head_dim == 128) && params.splits == 1 && keys_mapped &&
-         can_map(params.q, problem.batch, problem.heads_q, problem.len_q);
+  return params.splits == 1 &&
+         hopper_takes(call, dtype, params.problem, {params.q}, {params.k, params.v});
 }
 
 void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params) {

@@ -136,17 +136,7 @@ __device__ __forceinline__ void produce_edge_values(const HopperForwardParams& p
   }
   __syncwarp();
   barrier_wait(memory.v_raw(), parity);
-  for (int row = lane_id(); row < kColumns; row += 32) {
-    const int key = tile * kColumns + row;
-    if (key >= task.keys.begin && key < task.keys.end) continue;
-#pragma unroll
-    for (int piece = 0; piece < D / 8; ++piece) {
-      store_shared_zeros(memory.v(stage) + piece / 8 * kPanelBytes<kColumns> +
-                         row * kPanelRowBytes + piece % 8 * 16);
-    }
-  }
-  fence_async_proxy();
-  __syncwarp();
+  clear_rows<kColumns, D>(memory.v(stage), tile * kColumns, task.keys);
   if (lane_id() == 0) barrier_arrive(memory.v_full(stage));
 }
 
@@ -175,7 +165,7 @@ __device__ __forceinline__ void produce(const HopperForwardParams& params, const
                              task.kv_head, task.place.batch);
       barrier_wait(memory.v_empty(place.stage), place.parity ^ 1);
     }
-    if (key < task.keys.begin || key + kColumns > task.keys.end) {
+    if (needs_clearing<kColumns>(key, task.keys)) {
       produce_edge_values(params, task, memory, tile, place.stage, edge_parity);
       edge_parity ^= 1;
     } else if (leader) {

@@ -80,6 +80,29 @@ __device__ __forceinline__ void copy_tile(uint32_t tile, const CUtensorMap& map,
   }
 }
 
+// Clears the rows of a tile that lie outside `valid`; the tile holds rows from `first` on. All lanes
+// of a warp. What copies and threads have written is ready for products when every lane has come
+// back and one of them has arrived at a barrier.
+template <int kRows, int D>
+__device__ __forceinline__ void clear_rows(uint32_t tile, int first, Range valid) {
+  for (int row = lane_id(); row < kRows; row += 32) {
+    if (first + row >= valid.begin && first + row < valid.end) continue;
+#pragma unroll
+    for (int piece = 0; piece < D / 8; ++piece) {
+      store_shared_zeros(tile + piece / 8 * kPanelBytes<kRows> + row * kPanelRowBytes +
+                         piece % 8 * 16);
+    }
+  }
+  fence_async_proxy();
+  __syncwarp();
+}
+
+// Whether rows [first, first + kRows) reach beyond `valid`.
+template <int kRows>
+__device__ __forceinline__ bool needs_clearing(int first, Range valid) {
+  return first < valid.begin || first + kRows > valid.end;
+}
+
 // Position in a ring of kStages buffers. The buffer's barriers complete once per round, so the
 // parity to wait for changes when the ring starts over.
 template <int kStages>

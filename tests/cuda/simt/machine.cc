@@ -223,12 +223,19 @@ namespace {
 
 enum class Order { kInOrder, kAnyWarp, kPriorities, kOneWarpFirst };
 
+// Lanes that may go on. In every other schedule one thread of the block lags: it runs only when
+// nothing else can.
+uint32_t ready(const Warp& w) {
+  const int lagging = machine.lagging - 32 * static_cast<int>(&w - machine.warps.data());
+  return lagging < 0 || lagging >= 32 ? w.runnable : w.runnable & ~(1u << lagging);
+}
+
 Warp* pick_warp(Order order, Warp* last) {
   Warp* pick = nullptr;
   int count = 0;
-  if (order == Order::kOneWarpFirst && last != nullptr && last->runnable != 0) return last;
+  if (order == Order::kOneWarpFirst && last != nullptr && ready(*last) != 0) return last;
   for (Warp& w : machine.warps) {
-    if (w.runnable == 0) continue;
+    if (ready(w) == 0) continue;
     if (order == Order::kInOrder) return &w;
     if (order == Order::kAnyWarp) {
       if (machine.random() % static_cast<uint32_t>(++count) == 0) pick = &w;
@@ -279,6 +286,10 @@ void run_block() {
       land_one();
       continue;
     }
+    if (pick == nullptr && machine.lagging >= 0) {
+      pick = &machine.warps[static_cast<size_t>(machine.lagging / 32)];
+      if (pick->runnable == 0) pick = nullptr;
+    }
     if (pick == nullptr) {
       if (machine.alive > 0) machine.error = where() + deadlock();
       if (machine.error.empty()) machine.error = hopper_complaint();
@@ -286,7 +297,9 @@ void run_block() {
     }
     last = pick;
     const size_t first = static_cast<size_t>(pick - machine.warps.data()) * 32;
-    Fiber& f = machine.fibers[first + static_cast<size_t>(pick_lane(order, pick->runnable))];
+    Fiber& f =
+        machine.fibers[first + static_cast<size_t>(pick_lane(
+                                   order, ready(*pick) != 0 ? ready(*pick) : pick->runnable))];
     machine.current = &f;
     thread_index = {static_cast<unsigned>(f.id), 0, 0};
     switch_to(machine.scheduler, f, false);
@@ -315,6 +328,9 @@ void prepare_block(const Memory& memory, int threads) {
   machine.barrier = Barrier();
   machine.error.clear();
   machine.alive = threads;
+  machine.lagging = config.seed % 2 != 0
+                        ? static_cast<int>(machine.random() % static_cast<uint32_t>(threads))
+                        : -1;
   machine.in_flight.clear();
   reset_hopper(threads);
   const size_t end = config.shared_base + machine.shared_bytes;

@@ -122,6 +122,7 @@ struct Machine {
   Fiber* current = nullptr;
   Fiber scheduler;
   int alive = 0;
+  int lagging = -1;  // thread that runs only when no other can; -1: none
   char* shared = nullptr;
   size_t shared_bytes = 0;
   bool barrier_result = false;

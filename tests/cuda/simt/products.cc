@@ -7,6 +7,8 @@ namespace simt {
 namespace {
 
 constexpr int kDepth = 16;  // of one instruction
+// What registers hold while a product has them: a signalling NaN, which any arithmetic changes.
+constexpr uint32_t kInFlight = 0x7fa5a5a5;
 
 float value_of(uint16_t bits, bool bfloat16) {
   return bfloat16 ? bfloat_value({bits}) : half_value({bits});
@@ -115,7 +117,7 @@ void take_accumulators(Products& products, const Product& product) {
   d.resize(32 * each);
   for (size_t lane = 0; lane < 32; ++lane) {
     memcpy(&d[lane * each], product.d[lane], each * sizeof(float));
-    if (!config.naive) memset(static_cast<void*>(product.d[lane]), 0xff, each * sizeof(float));
+    if (!config.naive) std::fill_n(reinterpret_cast<uint32_t*>(product.d[lane]), each, kInFlight);
   }
 }
 
@@ -123,8 +125,12 @@ void return_accumulators(Products& products, const Product& product) {
   const auto found = products.in_flight.find(product.d[0]);
   if (found == products.in_flight.end() || in_use(products, product.d[0])) return;
   const size_t each = static_cast<size_t>(product.columns) / 2;
-  for (size_t lane = 0; lane < 32; ++lane)
+  for (size_t lane = 0; lane < 32; ++lane) {
+    const auto* held = reinterpret_cast<const uint32_t*>(product.d[lane]);
+    if (!config.naive && std::any_of(held, held + each, [](uint32_t x) { return x != kInFlight; }))
+      fail("wgmma: accumulators were written while the product was running");
     memcpy(product.d[lane], &found->second[lane * each], each * sizeof(float));
+  }
   products.in_flight.erase(found);
 }
 
