@@ -14,7 +14,7 @@ import pytest
 
 from tests import oracle
 from tests.ascend.bounds import lse_bound, out_bound
-from tests.ascend.device import NO_REACH, TILE, Device, Fault
+from tests.ascend.device import NO_REACH, TILE, Device, Fault, make_call
 from tests.cases import SHAPES, SMALL, Case, Inputs, make_inputs
 from tests.compare import assert_close
 
@@ -99,6 +99,42 @@ DECODE = (
 def test_decode_with_grouped_heads(device: Device, case: Case) -> None:
     """One query row: the heads of a group become the rows of one tile."""
     check(device, case, "float16", range(5))
+
+
+SPLIT = (
+    Case("one-head", 1, 1, 1, 1, 2000, 64, slopes="learned"),
+    Case("grouped", 1, 8, 2, 1, 1500, 40, spans=((100, 1400, 1399),), layout="BSND"),
+    Case("short-cache", 2, 4, 1, 1, 1280, 32, spans=((0, 100, 99), (0, 1280, 1279))),
+    Case("nothing-allowed", 1, 4, 1, 1, 1200, 16, spans=((7, 7, 50),)),
+    Case("before-the-keys", 1, 2, 1, 3, 1200, 16, spans=((901, 1200, 900),)),
+    Case("many-rows", 1, 1, 1, 100, 1500, 144, causal=False, bias="signed"),
+    Case("two-query-tiles", 1, 1, 1, 200, 1300, 16),
+    Case("far", 1, 1, 1, 1, 2000, 8, spans=((0, 2000, 1_000_000),), slopes="learned"),
+)
+
+
+@pytest.mark.parametrize("cores", [4, 7])
+@pytest.mark.parametrize("case", SPLIT, ids=str)
+def test_split_keys(device: Device, case: Case, cores: int) -> None:
+    """More AI Cores than query tiles: each takes a part of the keys, the parts are combined."""
+    x = make_inputs(case, "float16")
+    assert device.tiling(make_call(x.q, x.k, *case.options.values(), cores, 0), True).parts > 1
+    check(device, case, "float16", range(3), cores=cores)
+
+
+def test_split_keys_with_pruning(device: Device) -> None:
+    """The parts cut what the reach leaves; schedules do not change a bit of it."""
+    case = Case("", 1, 4, 2, 1, 3000, 32, slopes="learned", magnitude=0.3)
+    x = make_inputs(case, "float16")
+    x.slopes[:] = [4.0, 0.5, 0.25, 2.0]
+    reach = brute_reach(case, x)
+    out, lse = oracle.attention(x.q, x.k, x.v, x.slopes, spans=x.spans, **case.options)
+    results = [forward(device, case, x, reach=reach, cores=9, seed=seed) for seed in range(4)]
+    assert_close(results[0].out, out, out_bound(case, x, "float16", out), "out")
+    assert_close(results[0].lse, lse, lse_bound(case, x, lse), "lse")
+    for again in results[1:]:
+        assert again.out.tobytes() == results[0].out.tobytes()
+        assert again.lse.tobytes() == results[0].lse.tobytes()
 
 
 def test_decode_reads_the_keys_once_per_group(device: Device) -> None:
