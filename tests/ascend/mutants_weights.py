@@ -272,6 +272,8 @@ WEIGHTS_BACKWARD = (
         WGRAD,
         "SetFlag<HardEvent::MTE3_V>(kRowSumSlot); WaitFlag<HardEvent::MTE3_V>(kRowSumSlot);",
         "",
+        harmless="before the row sums of the next task V waits for the store of the slope sums, "
+        "which follows on the same pipe",
     ),
     Mutant(
         "row sums of a core without rows zeroed under a load",
