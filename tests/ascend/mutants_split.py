@@ -59,6 +59,8 @@ SPLIT = (
         "SetFlag<HardEvent::MTE3_V>(kResultSlot); WaitFlag<HardEvent::MTE3_V>(kResultSlot); } "
         "// One query tile",
         "} // One query tile",
+        harmless="an AI Core has at most one part (choose_parts), and the meeting lies between its "
+        "store and the combining",
     ),
     Mutant(
         "statistics of a part used before they are loaded",
