@@ -121,12 +121,12 @@ typedef struct AlibiAttentionFwdArgs {
   const int32_t* segments;  // reserved: null
   AlibiTensor out;          // [B, Hq, Sq, D], written in full
   float* lse;               // [B, Hq, Sq] contiguous, written in full
-  const AlibiOptions* options;  // may be null
   // [B, Hkv, ceil(Sk / ALIBI_NORM_KEYS)] contiguous, may be null. Entry t is at least |k_j|, summed
   // in float32, for every allowed key j of [t, t + 1) * ALIBI_NORM_KEYS. A cache that keeps them
   // spares a pruned call from reading keys in order to know that they do not matter. CPU; others
   // ignore it.
   const float* key_norms;
+  const AlibiOptions* options;  // may be null
 } AlibiAttentionFwdArgs;
 
 // alibi_attention, backward. P is recomputed from lse; delta_i = <dout_i, out_i> - dlse_i.

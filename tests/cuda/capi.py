@@ -38,7 +38,9 @@ _QK = _QKV[:2]
 _MODES = (("slopes", PTR), ("spans", PTR), ("segments", PTR))
 
 ARGUMENTS = {
-    "alibi_attention_fwd": _arguments("Fwd", *_QKV, *_MODES, ("out", CTensor), ("lse", PTR)),
+    "alibi_attention_fwd": _arguments(
+        "Fwd", *_QKV, *_MODES, ("out", CTensor), ("lse", PTR), ("key_norms", PTR)
+    ),
     "alibi_attention_bwd": _arguments(
         "Bwd",
         *_QKV,

@@ -275,9 +275,9 @@ void run_attention(Run* r) {
   const auto f = truth::forward(x, r->q_values, r->k_values, v_values, slopes, r->spans);
   const double bound = tolerance(r->dtype);
   Buffer out = r->like_q(), lse = r->like_lse();
-  const AlibiAttentionFwdArgs fwd{x,        r->q.tensor(), r->k.tensor(), v.tensor(),   slopes,
-                                  r->spans, nullptr,       out.tensor(),  lse.floats(), &r->options,
-                                  nullptr};
+  const AlibiAttentionFwdArgs fwd{x,          r->q.tensor(), r->k.tensor(), v.tensor(),   slopes,
+                                  r->spans,   nullptr,       out.tensor(),  lse.floats(), nullptr,
+                                  &r->options};
   if (!r->check.status("attention_fwd", alibi_attention_fwd(&fwd, nullptr))) return;
   r->check.close("out", out, f.out, bound);
   r->check.close("lse", lse, f.lse, tolerance(kDtypes[0]));
