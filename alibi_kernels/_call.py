@@ -113,8 +113,7 @@ def _make_plan(
         threads=threads or 0,
         isa=isa,
     )
-    rows = (call.batch, call.heads_q, call.len_q)
-    float32 = np.dtype(np.float32)
+    rows, float32 = (call.batch, call.heads_q, call.len_q), np.dtype(np.float32)
     kinds = {
         "q": q,
         "k": k,

@@ -362,12 +362,13 @@ def _signature(
 
 
 def sizes_of(op: str, name: str, shape: tuple[int | None, ...], layout: str) -> _Sizes:
-    """Batch, heads, length and head_dim of a tensor; ValueError if it has not four axes."""
+    """Batch, heads, length and head_dim of a tensor that has these four axes, or ValueError."""
     if shape == _UNKNOWN_RANK:
         return _Sizes(None, None, None, None)
     if len(shape) != 4:
-        axes = _AXIS_NAMES[layout]
-        raise error("shape.rank", op, name=name, axes=axes, layout=layout, shape=shape)
+        raise error(
+            "shape.rank", op, name=name, axes=_AXIS_NAMES[layout], layout=layout, shape=shape
+        )
     return _Sizes(*(_known(shape[axis]) for axis in _AXES[layout]))
 
 

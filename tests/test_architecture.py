@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "contract": {"rules"},
     "slopes": {"contract"},
     "_call": {"contract", "_native"},
-    "native": {"_call"},
+    "native": {"_call", "contract"},
     "_library": set(),
     "_cann": set(),
     "reference": {"contract"},
