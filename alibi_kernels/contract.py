@@ -7,9 +7,8 @@
 
 `validate_attention`, `validate_weights` and `validate_packed` look at shapes and dtypes, as plain
 tuples and strings, and return the frozen `Signature` of the call. They need neither NumPy nor
-MindSpore, remember the calls that passed, and skip the rules whose sizes are not known yet (None or
-negative, as in graphs with dynamic shapes). Values are checked where they are concrete:
-`fixed_slopes`, `validate_slopes_values`, `validate_spans_values`. The words are in rules.py.
+MindSpore, remember the calls that passed, and skip rules whose sizes are unknown (as in dynamic
+graphs). Concrete values are checked by `fixed_slopes` and `validate_*_values`. Words: rules.py.
 """
 
 from __future__ import annotations
@@ -366,9 +365,8 @@ def sizes_of(op: str, name: str, shape: tuple[int | None, ...], layout: str) -> 
     if shape == _UNKNOWN_RANK:
         return _Sizes(None, None, None, None)
     if len(shape) != 4:
-        raise error(
-            "shape.rank", op, name=name, axes=_AXIS_NAMES[layout], layout=layout, shape=shape
-        )
+        axes = _AXIS_NAMES[layout]
+        raise error("shape.rank", op, name=name, axes=axes, layout=layout, shape=shape)
     return _Sizes(*(_known(shape[axis]) for axis in _AXES[layout]))
 
 

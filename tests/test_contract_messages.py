@@ -261,8 +261,8 @@ def test_rejected(rule: str, call: Callable[[], Any], message: str) -> None:
 def test_every_python_rule_is_tested() -> None:
     tested = {rule for rule, _, _ in REJECTED}
     of_slopes = {rule for rule in RULES if rule.startswith(("num_heads.", "max_bias."))}
-    # Tested with arrays, in native/test_bindings.py.
-    of_arrays = {"threads.range", "isa.choice", "grads.length"}
+    # Tested with arrays, in native/test_bindings.py and native/test_key_norms.py.
+    of_arrays = {"threads.range", "isa.choice", "grads.length", "start.range"}
     of_arrays |= {rule for rule in RULES if rule.startswith("array.")}
     of_arrays |= {"backend.cannot"}  # test_registry.py
     of_arrays |= {"backend.lse_gradient"}  # test_ascend_choice.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,25 @@ def test_norms_of_the_wrong_shape_or_dtype() -> None:
     ):
         with pytest.raises(error, match="key_norms"):
             forward(case, x, key_norms=wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"k": [[1.0]]}, TypeError, "key_norms: k must be a"),
+        ({"k": np.zeros((2, 3, 4), np.float32)}, ValueError, "key_norms: k must have 4 axes"),
+        ({"input_layout": "BHSD"}, ValueError, "input_layout must be one of"),
+        ({"start": -1}, ValueError, "start must be an integer of at least 0, got -1."),
+        ({"start": 1.0}, ValueError, "start must be an integer of at least 0, got 1.0."),
+        ({"norms": [0.0]}, TypeError, "key_norms: norms must be a"),
+        (
+            {"norms": np.zeros((1, 2, 2), np.float32)},
+            ValueError,
+            r"norms must have shape \(1, 2, at least 3\), but norms.shape = \(1, 2, 2\)",
+        ),
+        ({"norms": np.zeros((1, 2, 3))}, TypeError, "norms has dtype float64; it must be float32"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        native.key_norms(**{"k": np.zeros((1, 2, 40, 8), np.float32), **options})
