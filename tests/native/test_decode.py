@@ -271,6 +271,17 @@ def test_never_where_the_bound_says_nothing(causal: bool, bias: str, slopes: str
     assert assert_exact(case, make_inputs(case)) == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("slopes", [(0.0, 0.5), (0.5, 0.0), (-0.01, 0.5), (0.5, -0.01)])
+def test_never_where_one_head_of_a_group_has_no_bound(slopes: tuple[float, float]) -> None:
+    """Heads that share their keys share the decision, whichever comes first. The scores of the far
+    keys are so low that every head's weights would allow it."""
+    case = Case("", 1, 2, 1, 1, 1500, 16)
+    x = replace(make_inputs(case), slopes=np.float32(slopes))
+    x.q[...], x.k[...] = 8, 0
+    x.k[:, :, -64:] = 4
+    assert assert_exact(case, x) == (1.0, 1.0, 1.0)
+
+
 def test_never_for_signed_bias_without_mask() -> None:
     case = Case("", 1, 2, 2, 2, 1500, 16, causal=False, bias="signed")
     assert assert_exact(case, make_inputs(case)) == (1.0, 1.0, 1.0)
