@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from cases import TRAINING, Case, numpy_dtype
+from cases import DECODE, TRAINING, Case, numpy_dtype
 from providers import SETTLING_CALLS, Arrays, Prepared, Provider
 
 
@@ -14,7 +14,9 @@ def _to_float32(arrays: Arrays) -> Arrays:
     return {name: np.asarray(a, np.float32) for name, a in arrays.items()}
 
 
-def _native(case: Case, inputs: Arrays, *, prune: bool, isa: str | None = None) -> Prepared:
+def _native(
+    case: Case, inputs: Arrays, *, prune: bool, isa: str | None = None, norms: bool = False
+) -> Prepared:
     from alibi_kernels import native
 
     dtype = numpy_dtype(case.dtype)
@@ -22,9 +24,10 @@ def _native(case: Case, inputs: Arrays, *, prune: bool, isa: str | None = None) 
     slopes = case.slopes.astype(np.float32)
     options = {"causal": case.causal, "prune": prune, "threads": case.threads, "isa": isa}
     out = np.empty_like(q)
+    kept_norms = {"key_norms": native.key_norms(k)} if norms else {}
 
     def forward() -> tuple[np.ndarray, np.ndarray]:
-        return native.attention_forward(q, k, v, slopes, out=out, **options)
+        return native.attention_forward(q, k, v, slopes, out=out, **options, **kept_norms)
 
     def training() -> tuple[np.ndarray, ...]:
         result, lse = forward()
@@ -37,9 +40,12 @@ def _native(case: Case, inputs: Arrays, *, prune: bool, isa: str | None = None) 
         return _to_float32({"out": out, "dq": dq, "dk": dk, "dv": dv})
 
     def kept() -> float:
+        """Share of K and V that pruning leaves."""
         stats: dict[str, int] = {}
-        native.attention_forward(q, k, v, slopes, out=out, stats=stats, **options)
-        return stats["tiles_visited"] / stats["tiles_allowed"]
+        native.attention_forward(q, k, v, slopes, out=out, stats=stats, **options, **kept_norms)
+        values = stats["tiles_visited"]
+        keys = stats["tiles_scored"] if stats["decode_rows"] else values
+        return (keys + values) / (2 * stats["tiles_allowed"])
 
     run = training if case.mode == TRAINING else forward
     return Prepared(run, outputs, kept if prune else None)
@@ -50,6 +56,10 @@ def _native_unsupported(case: Case, isa: str | None = None) -> list[str]:
 
     supported = [row["name"] for row in native.isas() if row["supported"]]
     return [] if isa is None or isa in supported else [f"this CPU has no {isa}"]
+
+
+def _norms_unsupported(case: Case) -> list[str]:
+    return [] if case.mode == DECODE else ["key norms are kept beside a cache, for decoding"]
 
 
 def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: bool) -> Prepared:
@@ -119,6 +129,14 @@ PROVIDERS = [
         partial(_native, prune=True),
         _native_unsupported,
         "fused, tiles within the bound",
+    ),
+    Provider(
+        "alibi-kernels pruned, norms kept",
+        "ours",
+        "alibi_kernels.native",
+        partial(_native, prune=True, norms=True),
+        _norms_unsupported,
+        "fused, tiles within the bound, whose key norms the cache keeps",
     ),
     Provider(
         "alibi-kernels dense avx2",

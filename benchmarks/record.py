@@ -36,7 +36,7 @@ class Row:
     settled: str = ""  # calls made before the clock ran
     floor_ms: str = ""  # the dense work at the measured ceiling
     fraction_of_floor: str = ""  # floor_ms / median_ms
-    kept: str = ""  # share of the key tiles that pruning left
+    kept: str = ""  # share of K and V that pruning left
     peak_extra_mb: str = ""
     note: str = ""
     mode: str = ""

@@ -21,6 +21,7 @@ from models import FUSED, KERNEL, LAYER, PRODUCTS
 from overhead import EAGER, GRAPH
 from tables import (
     FEW_SAMPLES,
+    NORMS_KEPT,
     OURS,
     PRUNED,
     Row,
@@ -92,7 +93,7 @@ def table(rows: list[Row]) -> list[str]:
         found = [next((r for r in case if r["provider"] == name), None) for case in cases]
         if any(r is not None and r["median_ms"] for r in found):
             lines[name] = [cell(r) for r in found]
-    for name, label in ((OURS, "dense"), (PRUNED, "pruned")):
+    for name, label in ((OURS, "dense"), (PRUNED, "pruned"), (NORMS_KEPT, "norms kept")):
         ratios = [ratio(case, name) for case in cases]
         if any(r != "-" for r in ratios):
             lines[f"best peer / {label}"] = ratios
@@ -153,7 +154,8 @@ def plot(suite: str, rows: list[Row]) -> list[str]:
     """Draws ours and the best peer, and shows the picture."""
     length, name, title, axis = PLOTS[suite]
     peer = best_peer([r for r in rows if r["keys"] == length])
-    names = [OURS, PRUNED, *([peer["provider"]] if peer else [])]
+    ours = [OURS, PRUNED, *([NORMS_KEPT] if suite == "growth-decode" else [])]
+    names = [*ours, *([peer["provider"]] if peer else [])]
     growth_plot(rows, names, IMAGES / name, title, axis)
     return [f"![{suite}](images/{name})", ""]
 

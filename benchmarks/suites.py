@@ -16,7 +16,8 @@ from truth_model import ModelTruth
 MEMORY_CASE = Case("forward", 1, 8, 8192, 8192, 64)
 # Who is followed to lengths where a call takes a minute: ours, and the peers that are ever best.
 _OURS_AND_BEST = ("alibi-kernels dense", "alibi-kernels pruned", "OpenVINO PagedAttention")
-GROWTH = {"growth": _OURS_AND_BEST, "growth-decode": (*_OURS_AND_BEST, "ggml flash_attn_ext")}
+_DECODING = ("alibi-kernels pruned, norms kept", "ggml flash_attn_ext")
+GROWTH = {"growth": _OURS_AND_BEST, "growth-decode": (*_OURS_AND_BEST, *_DECODING)}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Row = dict[str, str]
 
 OURS = "alibi-kernels dense"
 PRUNED = "alibi-kernels pruned"
+NORMS_KEPT = "alibi-kernels pruned, norms kept"
 AVX2 = "alibi-kernels dense avx2"
 # Below this, a median and its spread say little, and the cell is marked.
 FEW_SAMPLES = 5

@@ -9,6 +9,7 @@ from layouts import BNSD
 from models import KERNEL, LAYER, PRODUCTS
 from tables import (
     AVX2,
+    NORMS_KEPT,
     OURS,
     PRUNED,
     Row,
@@ -101,11 +102,15 @@ def _layer_over_parts(case: list[Row], rows: list[Row]) -> float | None:
     return whole / sum(p or 0 for p in parts) if whole and all(parts) else None
 
 
-def _pruned_over_kept(case: list[Row], rows: list[Row]) -> float | None:
-    """Time left by pruning over the work left by it, both relative to the dense kernel."""
-    left = _ratio(PRUNED, OURS)(case, rows)
-    kept = next((r["kept"] for r in case if r["provider"] == PRUNED), "")
-    return left / float(kept) if left and kept else None
+def _left_over_kept(provider: str) -> Value:
+    """Time left by pruning over the bytes left by it, both relative to the dense kernel."""
+
+    def value(case: list[Row], rows: list[Row]) -> float | None:
+        left = _ratio(provider, OURS)(case, rows)
+        kept = next((r["kept"] for r in case if r["provider"] == provider), "")
+        return left / float(kept) if left and kept else None
+
+    return value
 
 
 def _megabytes(provider: str) -> Value:
@@ -143,12 +148,15 @@ TARGETS = [
     Target(f"Forward and backward: {_PEER}", "training", _over_peers(OURS), 2.0),
     Target("Decode: dense, speed of a plain read", "decode", _share(OURS), 1.0),
     Target("Decode: dense, times faster than ggml", "decode", _ratio(GGML, OURS), 1.3),
-    Target(
-        "Decode: time left by pruning over keys left",
-        "decode",
-        _pruned_over_kept,
-        1.25,
-        at_least=False,
+    *(
+        Target(
+            f"Decode: time left by pruning{text} over bytes left",
+            "decode",
+            _left_over_kept(provider),
+            1.25,
+            at_least=False,
+        )
+        for text, provider in (("", PRUNED), (" with norms kept", NORMS_KEPT))
     ),
     *(
         Target(
