@@ -285,10 +285,10 @@ def test_report_renders_every_suite(
 
 
 def test_summary_for_the_readme(results: Path, tmp_path: Path) -> None:
-    """Provider i of a suite takes i + 2.5 ms, so that the best peer takes 8.5 ms, ours 2.5 ms."""
+    """Provider i of a suite takes i + 2.5 ms, so that the best peer takes 9.5 ms, ours 2.5 ms."""
     lines = report.summary(report.read(results), "some.csv")
     assert "`some.csv`" in lines[0]
-    assert "| Forward, causal, float32 | 3.40 | 2.43 | 50% |" in lines
+    assert "| Forward, causal, float32 | 3.80 | 2.71 | 50% |" in lines
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nb\n")
     assert report.fill_readme(readme, ["new"])
