@@ -289,6 +289,8 @@ def page(path: Path) -> str:
         f"Raw data: `{path.relative_to(REPOSITORY)}`, measured on commit `{meta['commit']}`.",
         f"Machine: {facts['cpu']} (family {facts['family']}), {facts['cores']} cores. {versions}.",
         "",
+        *(f"- Remark: {remark}" for remark in meta.get("remarks", [])),
+        "",
         f"Ceilings in the same run: float32 FMA {peak['fma']:.0f} GFLOP/s, bfloat16 dot products "
         f"{peak['bf16']:.0f} GFLOP/s, memory {peak['bandwidth']:.0f} GB/s.",
         "",
