@@ -145,21 +145,21 @@ void prepare_rows(const void* context, int64_t index, float* scratch) {
   const AlibiProblem& p = a.problem;
   const int dim = static_cast<int>(p.head_dim);
   const int64_t head = index / call.chunks.row_tiles, b = head / p.heads_q, h = head % p.heads_q;
-  const int64_t row0 = index % call.chunks.row_tiles * kRows<V>;
-  const RowTile rows = make_row_tile<V>(p, span_of(p, a.spans, b), a.slopes[h], row0);
+  const RowTile rows =
+      make_row_tile<V>(p, span_of(p, a.spans, b), a.slopes[h], index % call.chunks.row_tiles);
   const PrepareScratch<V> w(scratch, dim);
   PreparedTile& tile = call.chunks.tiles[index];
   tile = {{0, 0}, 0.0};
   if (prepare_softmax<V>(call.chunks, rows, a.slopes[h], b, h, w, &tile)) {
     const KeyNorms norms = call.norms.head(b, h / call.chunks.group());
     if (norms.prefix != nullptr) {
-      load_transposed<V>(head_view(a.q, p.dtype, b, h), row0, rows.rows, dim, p.scale * kLog2E,
+      load_transposed<V>(head_view(a.q, p.dtype, b, h), rows.row0, rows.rows, dim, p.scale * kLog2E,
                          w.q_t);
     }
     const PruneTest<V> prune(p, norms, a.slopes[h], rows, w.q_t, w.q_norm);
     tile.keys = visited_keys<V>(rows, a.slopes[h], prune, w);
   }
-  if (tile.keys.empty()) clear_rows<V>(head_view(a.dq, p.dtype, b, h), row0, rows.rows, dim);
+  if (tile.keys.empty()) clear_rows<V>(head_view(a.dq, p.dtype, b, h), rows.row0, rows.rows, dim);
   RowTile visited = rows;
   visited.left = intersect(rows.left, tile.keys);
   visited.diagonal = intersect(rows.diagonal, tile.keys);

@@ -231,7 +231,7 @@ void attention_fwd_item(const void* context, int64_t index, float* scratch) {
   const FwdScratch<V> w(scratch, static_cast<int>(p.head_dim));
   const float slope = a.slopes[item.head];
   const Span span = span_of(p, a.spans, item.batch);
-  RowTile rows = make_row_tile<V>(p, span, slope, item.tile * kRows<V>);
+  RowTile rows = make_row_tile<V>(p, span, slope, item.tile);
   clamp_rows<V>(span, &rows);
   const int64_t kv_head = item.head / (p.heads_q / p.heads_kv);
   const FwdTile<V> t{p, rows, head_view(a.k, p.dtype, item.batch, kv_head),
@@ -274,7 +274,7 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   if (status != ALIBI_OK) return status;
   const HeadOrder order(p, a.slopes);
   if (order.heads() == nullptr) return ALIBI_OUT_OF_MEMORY;
-  const FwdCall<V> call{a, norms, order.heads(), (p.len_q + kRows<V> - 1) / kRows<V>};
+  const FwdCall<V> call{a, norms, order.heads(), row_tiles<V>(p)};
   const FwdScratch<V> layout(nullptr, static_cast<int>(p.head_dim));
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
   return run_items(p.batch * p.heads_q * call.row_tiles, threads, 4.0 * pairs * p.head_dim,

@@ -59,7 +59,7 @@ struct CallBuffers {
 
   CallBuffers(const AlibiProblem& p, const KeyChunks& chunks)
       : done(sizeof(int64_t) * chunks.units()),
-        tiles(sizeof(PreparedTile) * p.batch * p.heads_q * divide_up(p.len_q, kRows<V>)),
+        tiles(sizeof(PreparedTile) * p.batch * p.heads_q * row_tiles<V>(p)),
         dq_sum(p.dtype == ALIBI_FLOAT32 || chunks.count == 1
                    ? 0
                    : sizeof(float) * p.batch * p.heads_q * p.len_q * p.head_dim),
@@ -78,7 +78,7 @@ struct CallBuffers {
     return {args,
             chunks,
             Turns(static_cast<int64_t*>(done.data()), chunks),
-            divide_up(p.len_q, kRows<V>),
+            row_tiles<V>(p),
             static_cast<PreparedTile*>(tiles.data()),
             direct ? nullptr : dq_sum.floats(),
             static_cast<double*>(dslope_parts.data()),
@@ -272,8 +272,8 @@ class ChunkWork {
     const KeyRange visited = call_.tiles[head * call_.row_tiles + t].keys;
     const KeyRange keys = intersect(visited, chunk_);
     if (keys.empty()) return;
-    const RowTile rows = make_row_tile<V>(problem_, span_of(problem_, args_.spans, b_),
-                                          args_.slopes[h], t * kRows<V>);
+    const RowTile rows =
+        make_row_tile<V>(problem_, span_of(problem_, args_.spans, b_), args_.slopes[h], t);
     self().load_rows(rows, head, h);
     memset(w_.dq_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
     const bool linear = problem_.bias == ALIBI_SIGNED && problem_.causal == 0;

@@ -65,11 +65,22 @@ struct RowTile {
   KeyRange left, diagonal, right;  // the diagonal run is never longer than `rows`
 };
 
+ALIBI_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tiles of rows of a head. If not all are full, the first one is short: under a causal mask its
+// rows see the fewest keys.
 template <class V>
-RowTile make_row_tile(const AlibiProblem& p, const Span& span, float slope, int64_t row0) {
+int64_t row_tiles(const AlibiProblem& p) {
+  return divide_up(p.len_q, kRows<V>);
+}
+
+template <class V>
+RowTile make_row_tile(const AlibiProblem& p, const Span& span, float slope, int64_t tile) {
+  const int64_t end = p.len_q - (row_tiles<V>(p) - 1 - tile) * kRows<V>;
+  const int64_t row0 = max_int64(0, end - kRows<V>);
   RowTile t;
   t.row0 = row0;
-  t.rows = min_int(kRows<V>, p.len_q - row0);
+  t.rows = static_cast<int>(end - row0);
   t.vecs = (t.rows + V::kWidth - 1) / V::kWidth;
   t.slope2 = slope * kLog2E;
   const int64_t pos = span.q_start + row0;

@@ -26,8 +26,6 @@
 namespace alibi::cpu {
 namespace {
 
-ALIBI_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 ALIBI_INLINE KeyRange intersect(KeyRange a, KeyRange b) {
   return key_range(max_int64(a.begin, b.begin), min_int64(a.end, b.end));
 }

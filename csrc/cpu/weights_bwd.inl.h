@@ -59,8 +59,8 @@ void prepare_centers(const void* context, int64_t index, float*) {
   const AlibiProblem& problem = a.problem;
   const int64_t head = index / call.row_tiles, b = head / problem.heads_q,
                 h = head % problem.heads_q;
-  const RowTile rows = make_row_tile<V>(problem, span_of(problem, a.spans, b), a.slopes[h],
-                                        index % call.row_tiles * kRows<V>);
+  const RowTile rows =
+      make_row_tile<V>(problem, span_of(problem, a.spans, b), a.slopes[h], index % call.row_tiles);
   const HeadView p = head_view(a.p, problem.dtype, b, h), dp = head_view(a.dp, problem.dtype, b, h);
   call.tiles[index] = {keys_of_rows(rows), 0.0};
   for (int i = 0; i < rows.rows; ++i) {

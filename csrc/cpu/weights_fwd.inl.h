@@ -143,7 +143,7 @@ void weights_fwd_item(const void* context, int64_t index, float* scratch) {
   const WeightsScratch<V> w(scratch, dim, p.len_k);
   const float slope = a.slopes[item.head];
   const Span span = span_of(p, a.spans, item.batch);
-  RowTile rows = make_row_tile<V>(p, span, slope, item.tile * kRows<V>);
+  RowTile rows = make_row_tile<V>(p, span, slope, item.tile);
   clamp_rows<V>(span, &rows);
   const int64_t kv_head = item.head / (p.heads_q / p.heads_kv);
   load_transposed<V>(head_view(a.q, p.dtype, item.batch, item.head), rows.row0, rows.rows, dim,
@@ -164,7 +164,7 @@ int32_t weights_fwd(const AlibiWeightsFwdArgs& a, int threads) {
   if (status != ALIBI_OK) return status;
   const HeadOrder order(p, a.slopes);
   if (order.heads() == nullptr) return ALIBI_OUT_OF_MEMORY;
-  const WeightsCall<V> call{a, norms, order.heads(), (p.len_q + kRows<V> - 1) / kRows<V>};
+  const WeightsCall<V> call{a, norms, order.heads(), row_tiles<V>(p)};
   const WeightsScratch<V> layout(nullptr, static_cast<int>(p.head_dim), p.len_k);
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
   return run_items(p.batch * p.heads_q * call.row_tiles, threads, 2.0 * pairs * p.head_dim,
