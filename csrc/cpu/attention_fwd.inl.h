@@ -1,4 +1,4 @@
-// Forward pass of fused ALiBi attention, one tile of query rows at a time, key tiles visited
+// Forward pass of fused ALiBi attention, a tile or a few of query rows at a time, key tiles visited
 // outward from the diagonal.
 //
 //   s_ij  = scale * <q_i, k_j> + bias(p_i, j)      lse_i = log sum_j exp(s_ij)
@@ -48,72 +48,64 @@ namespace {
 
 constexpr float kLazyLimit = 0x1p24f;
 
-// The scratch of one thread, cut from one block of floats.
+// Row tiles of one head that an item works on together, at most: a tile of keys that has to be
+// converted is converted once for all of them.
+constexpr int kRowGroup = 4;
+
+// The scratch of one row tile and of one thread, cut from one block of floats.
+template <class V>
+struct FwdRows {
+  Lane<V>* q_t;              // [lanes of dim][kRows]
+  float* o_t;                // [dim][kRows]
+  float *row_max, *row_sum;  // [kRows]: m_i and l_i
+  float* q_norm;             // [kRows]
+
+  void carve(Carver* carver, int dim) {
+    q_t = carver->take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
+    o_t = carver->take(transposed_scratch<V>(dim));
+    row_max = carver->take(kRows<V>);
+    row_sum = carver->take(kRows<V>);
+    q_norm = carver->take(kRows<V>);
+  }
+};
 template <class V>
 struct FwdScratch {
-  Lane<V>* q_t;      // [lanes of dim][kRows]
-  float* o_t;        // [dim][kRows]
   float* s_t;        // [kTileKeys][kRows]: scores of the first tile
   Lane<V>* p_t;      // [lanes of kTileKeys][kRows], where s_t is
   Element<V>* keys;  // copies of tiles that cannot be read in place
   Lane<V>* values;
-  float* ramp;               // [kRampFloats]
-  float *row_max, *row_sum;  // [kRows]: m_i and l_i
-  float* q_norm;             // [kRows]
+  float* ramp;  // [kRampFloats]
+  FwdRows<V> rows[kRowGroup];
   int64_t floats;
 
   FwdScratch(float* base, int dim) {
-    Carver carve{base, 0};
-    q_t = carve.take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
-    o_t = carve.take(transposed_scratch<V>(dim));
-    s_t = carve.take(kTileKeys * kRows<V>);
+    Carver carver{base, 0};
+    for (FwdRows<V>& r : rows) r.carve(&carver, dim);
+    s_t = carver.take(kTileKeys * kRows<V>);
     p_t = reinterpret_cast<Lane<V>*>(s_t);
-    keys = carve.take<Element<V>>(row_scratch<V>(kTileKeys, dim));
-    values = carve.take<Lane<V>>(row_scratch<V>(lanes_of<V>(kTileKeys), dim));
-    ramp = carve.take(kRampFloats);
-    row_max = carve.take(kRows<V>);
-    row_sum = carve.take(kRows<V>);
-    q_norm = carve.take(kRows<V>);
-    floats = carve.used;
+    keys = carver.take<Element<V>>(row_scratch<V>(kTileKeys, dim));
+    values = carver.take<Lane<V>>(row_scratch<V>(lanes_of<V>(kTileKeys), dim));
+    ramp = carver.take(kRampFloats);
+    floats = carver.used;
   }
 };
 
-// Everything that stays the same for the rows of one tile.
+// A row tile on its way through the keys.
 template <class V>
 struct FwdTile {
-  const AlibiProblem& problem;
-  const RowTile& rows;
-  HeadView k, v;
-  const FwdScratch<V>& w;
-  int dim() const { return static_cast<int>(problem.head_dim); }
-  float scale2() const { return problem.scale * kLog2E; }
+  RowTile rows;
+  PruneTest<V> prune;
+  int64_t visited;
+  bool open;  // there may be more keys to visit on this side of the diagonal
 };
 
-// Takes in the first tile visited: exact maximum first, then weights.
+// A tile of keys, ready for the products; its values only once they are needed.
 template <class V>
-void absorb_first(const FwdTile<V>& t, const KeyTile& tile) {
-  const FwdScratch<V>& w = t.w;
-  const KeyRows<V> keys = load_keys<V>(t.k, tile.begin, tile.count, t.dim(), w.keys);
-  raw_scores<V>(t.problem, t.rows, tile, keys, w.q_t, w.ramp, w.row_max, w.s_t);
-  const ValueRows<V> values = load_values<V>(t.v, tile.begin, tile.count, t.dim(), w.values);
-  const bool masked = tile.diagonal && t.problem.causal != 0;
-  const bool exact = masked && !all_finite<V>(values, tile.count, t.dim());
-  for_strips<V>(t.rows, tile, masked, [&](auto count, int first, int begin, int end) {
-    constexpr int N = decltype(count)::value;
-    const int lane = first * V::kWidth;
-    Lane<V>* p = w.p_t + begin / kTerms<V> * kRows<V> + lane;
-    const Lane<V>* v = values.data + begin / kTerms<V> * values.stride;
-    exponentiate<V, N>(w.s_t + begin * kRows<V> + lane, end - begin, w.row_max + lane,
-                       w.row_sum + lane, p);
-    if (!exact) {
-      add_products<V, N>(p, v, values.stride, lanes_of<V>(end - begin), t.dim(), w.o_t + lane);
-    } else {
-      const float offset = static_cast<float>(t.rows.pos0 + lane - tile.begin - begin);
-      add_products_below_diagonal<V, N>(p, v, values.stride, end - begin, t.dim(), offset,
-                                        w.o_t + lane);
-    }
-  });
-}
+struct LoadedTile {
+  KeyRange range;
+  KeyRows<V> keys;
+  ValueRows<V> values;
+};
 
 // P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums.
 template <class V, int N>
@@ -141,128 +133,287 @@ void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, 
   }
 }
 
-// Raises the references of the rows to the true maximum of this tile where that is larger, and
-// rescales their sums.
-template <class V, int N>
-void raise_reference(const FwdTile<V>& t, const KeyRows<V>& keys, int count, const TileBias& bias) {
-  const FwdScratch<V>& w = t.w;
-  typename V::Reg largest[N];
-  max_scores<V, N>(w.q_t, keys, count, t.dim(), t.scale2(), w.ramp, largest);
-  typename V::Reg factor[N];
-  for (int v = 0; v < N; ++v) {
-    const int lane = v * V::kWidth;
-    const typename V::Reg old = V::load(w.row_max + lane);
-    const typename V::Reg now =
-        V::max(V::add(largest[v], anchor_bias<V>(bias, row_positions<V>(t.rows, lane))), old);
-    factor[v] = exp2<V>(V::sub(old, now));
-    V::store(w.row_max + lane, now);
-    V::store(w.row_sum + lane, V::mul(V::load(w.row_sum + lane), factor[v]));
-  }
-  for (int d = 0; d < t.dim(); ++d) {
-    for (int v = 0; v < N; ++v) {
-      float* o = w.o_t + d * kRows<V> + v * V::kWidth;
-      V::store(o, V::mul(V::load(o), factor[v]));
-    }
-  }
-}
-
-// Takes in a tile off the diagonal.
-template <class V, int N>
-void absorb(const FwdTile<V>& t, const KeyTile& tile) {
-  const FwdScratch<V>& w = t.w;
-  const TileBias bias = tile_bias(t.rows, tile);
-  fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(t.scale2()), w.ramp);
-  const KeyRows<V> keys = load_keys<V>(t.k, tile.begin, tile.count, t.dim(), w.keys);
-  for (bool raised = false;; raised = true) {
-    typename V::Reg off[N], l[N];
-    for (int v = 0; v < N; ++v) {
-      const int lane = v * V::kWidth;
-      const typename V::Reg row = row_positions<V>(t.rows, lane);
-      off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w.row_max + lane));
-    }
-    weigh_tile<V, N>(w.q_t, keys, tile.count, t.dim(), t.scale2(), w.ramp, off, l, w.p_t);
-    bool outgrown = false;
-    for (int v = 0; v < N; ++v) {
-      l[v] = V::add(V::load(w.row_sum + v * V::kWidth), l[v]);
-      outgrown |= V::any(V::lt(V::set1(kLazyLimit), l[v]));
-    }
-    if (!outgrown || raised) {
-      for (int v = 0; v < N; ++v) V::store(w.row_sum + v * V::kWidth, l[v]);
-      break;
-    }
-    raise_reference<V, N>(t, keys, tile.count, bias);
-  }
-  const ValueRows<V> values = load_values<V>(t.v, tile.begin, tile.count, t.dim(), w.values);
-  add_products<V, N>(w.p_t, values.data, values.stride, lanes_of<V>(tile.count), t.dim(), w.o_t);
-}
-
-// out = O^T / l, transposed back, and lse in natural units. row_sum becomes 1 / l.
-template <class V>
-void finish_rows(const FwdTile<V>& t, float slope, const HeadView& out, float* lse) {
-  const FwdScratch<V>& w = t.w;
-  for (int i = 0; i < t.rows.vecs * V::kWidth; ++i) {
-    const float sum = w.row_sum[i];
-    if (i < t.rows.rows) {
-      const double moved =
-          (static_cast<double>(w.row_max[i]) + ::log2(static_cast<double>(sum))) * kLn2;
-      lse[i] = static_cast<float>(moved + static_cast<double>(slope) * row_shift(t.rows, i));
-    }
-    w.row_sum[i] =
-        sum == 0.0f ? 0.0f : 1.0f / sum;  // a row that may see nothing: out is 0, lse -inf
-  }
-  store_transposed<V>(w.o_t, w.row_sum, t.rows.rows, t.dim(), out, t.rows.row0);
-}
-
 template <class V>
 struct FwdCall {
   const AlibiAttentionFwdArgs& args;
   const KeyNormTable<V>& norms;
-  const int32_t* heads;  // order of the query heads
-  int64_t row_tiles;     // per head
+  const HeadOrder& order;
+  int64_t group;   // row tiles of an item; the first item of a head may have fewer
+  int64_t groups;  // items of a head
 };
 
-// One work item: one tile of query rows of one head.
+// How many row tiles share their keys: one where keys are used as they are, else as many as leave
+// enough items for many threads. It depends on the shape alone, because it decides where tiles of
+// keys begin and so how sums are rounded.
+template <class V>
+int64_t row_group(const AlibiProblem& p) {
+  constexpr int64_t kItems = 16;
+  if (p.dtype == Operands<V>::kDtype) return 1;
+  const int64_t tiles = p.batch * p.heads_q * row_tiles<V>(p);
+  return max_int64(1, min_int64(kRowGroup, tiles / kItems));
+}
+
+// One work item: some tiles of query rows of one head.
+template <class V>
+class FwdItem {
+  using Reg = typename V::Reg;
+
+ public:
+  FwdItem(const FwdCall<V>& call, int64_t index, float* scratch)
+      : args_(call.args),
+        p_(call.args.problem),
+        w_(scratch, static_cast<int>(call.args.problem.head_dim)),
+        dim_(static_cast<int>(p_.head_dim)),
+        group_(call.group) {
+    const RowItem item = call.order.item(index, call.groups);
+    const int64_t end = row_tiles<V>(p_) - (call.groups - 1 - item.tile) * call.group;
+    head_ = item.head;
+    batch_ = item.batch;
+    first_tile_ = max_int64(0, end - call.group);
+    count_ = static_cast<int>(end - first_tile_);
+    const int64_t kv_head = head_ / (p_.heads_q / p_.heads_kv);
+    k_ = head_view(args_.k, p_.dtype, batch_, kv_head);
+    v_ = head_view(args_.v, p_.dtype, batch_, kv_head);
+    norms_ = call.norms.head(batch_, kv_head);
+    slope_ = args_.slopes[head_];
+  }
+
+  void run() {
+    for (int g = 0; g < count_; ++g) {
+      start_rows(g);
+      const RowTile& rows = tiles_[g].rows;
+      if (!rows.diagonal.empty()) {
+        LoadedTile<V> loaded = load(rows.diagonal);
+        visit(g, true, -rows.slope2, loaded);
+      }
+    }
+    walk_side(true);
+    walk_side(false);
+    int64_t visited = 0, allowed = 0;
+    for (int g = 0; g < count_; ++g) {
+      finish_rows(g);
+      visited += tiles_[g].visited;
+      allowed += count_tiles(tiles_[g].rows);
+    }
+    count_work(args_.options, visited, allowed);
+  }
+
+ private:
+  float scale2() const { return p_.scale * kLog2E; }
+  HeadView query_view(const AlibiTensor& tensor) const {
+    return head_view(tensor, p_.dtype, batch_, head_);
+  }
+  LoadedTile<V> load(KeyRange range) const {
+    const int count = static_cast<int>(range.end - range.begin);
+    return {range, load_keys<V>(k_, range.begin, count, dim_, w_.keys), {nullptr, 0}};
+  }
+  const ValueRows<V>& values_of(LoadedTile<V>& loaded) const {
+    if (loaded.values.data == nullptr) {
+      const int count = static_cast<int>(loaded.range.end - loaded.range.begin);
+      loaded.values = load_values<V>(v_, loaded.range.begin, count, dim_, w_.values);
+    }
+    return loaded.values;
+  }
+
+  void start_rows(int g) {
+    const Span span = span_of(p_, args_.spans, batch_);
+    const FwdRows<V>& w = w_.rows[g];
+    FwdTile<V>& t = tiles_[g];
+    t.rows = make_row_tile<V>(p_, span, slope_, first_tile_ + g);
+    clamp_rows<V>(span, &t.rows);
+    const int64_t row0 = t.rows.row0;
+    load_transposed<V>(query_view(args_.q), row0, t.rows.rows, dim_, scale2(), w.q_t);
+    // The rows of out are written last; those of q that the next item most likely reads lie before
+    // these. Both are on their way meanwhile.
+    prefetch_rows<1>(query_view(args_.out), row0, t.rows.rows, dim_);
+    const int64_t next = max_int64(0, row0 - group_ * kRows<V>);
+    prefetch_rows<0>(query_view(args_.q), next, min_int(kRows<V>, row0 - next), dim_);
+    memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
+    for (int i = 0; i < kRows<V>; ++i) {
+      w.row_max[i] = -FLT_MAX;
+      w.row_sum[i] = 0.0f;
+    }
+    t.prune = PruneTest<V>(p_, norms_, slope_, t.rows, w.q_t, w.q_norm);
+    t.visited = 0;
+  }
+
+  // The keys on one side of the diagonal: each row tile by itself up to where the last one begins,
+  // from there on all together.
+  void walk_side(bool left) {
+    auto side = [&](int g) { return left ? tiles_[g].rows.left : tiles_[g].rows.right; };
+    KeyRange shared = side(0);
+    for (int g = 0; g < count_; ++g) {
+      tiles_[g].open = true;
+      if (left) {
+        shared.end = min_int64(shared.end, side(g).end);
+      } else if (side(g).begin > shared.begin) {
+        shared = side(g);
+      }
+    }
+    for (int g = 0; g < count_; ++g) {
+      const KeyRange own = left ? key_range(shared.end, side(g).end)
+                                : key_range(side(g).begin, min_int64(side(g).end, shared.begin));
+      walk_run(own, left, g, g + 1);
+    }
+    walk_run(shared, left, 0, count_);
+  }
+
+  // A run of keys that the row tiles [first, last) see, tile by tile, nearest first. A row tile stops
+  // where the bound proves that the rest cannot matter; its last tile of keys may be a part of one.
+  void walk_run(KeyRange run, bool left, int first, int last) {
+    const float gradient = left ? tiles_[first].rows.slope2 : tiles_[first].rows.right_gradient;
+    auto nearest = [&](int count) {
+      return left ? KeyRange{run.end - count, run.end} : KeyRange{run.begin, run.begin + count};
+    };
+    while (!run.empty()) {
+      const int whole = min_int(kTileKeys, run.end - run.begin);
+      int reach[kRowGroup];
+      bool any = false;
+      for (int g = first; g < last; ++g) {
+        const FwdTile<V>& t = tiles_[g];
+        reach[g] = !t.open          ? 0
+                   : t.visited == 0 ? whole
+                                    : t.prune.reach(gradient, left ? run.end - 1 : run.begin, left,
+                                                    whole, w_.rows[g].row_max, w_.rows[g].row_sum);
+        tiles_[g].open = reach[g] == whole;
+        any |= t.open;
+      }
+      if (any) {
+        LoadedTile<V> loaded = load(nearest(whole));
+        for (int g = first; g < last; ++g) {
+          if (tiles_[g].open) visit(g, false, gradient, loaded);
+        }
+      }
+      for (int g = first; g < last; ++g) {
+        if (tiles_[g].open || reach[g] == 0) continue;
+        LoadedTile<V> loaded = load(nearest(reach[g]));
+        visit(g, false, gradient, loaded);
+      }
+      if (!any) return;
+      (left ? run.end : run.begin) += left ? -whole : whole;
+    }
+  }
+
+  void visit(int g, bool diagonal, float gradient, LoadedTile<V>& loaded) {
+    FwdTile<V>& t = tiles_[g];
+    const KeyTile tile{loaded.range.begin, static_cast<int>(loaded.range.end - loaded.range.begin),
+                       diagonal, gradient};
+    if (t.visited++ == 0) return absorb_first(t.rows, w_.rows[g], tile, loaded);
+    with_count<V::kRowVecs>(
+        t.rows.vecs, [&](auto n) { absorb<decltype(n)::value>(t.rows, w_.rows[g], tile, loaded); });
+  }
+
+  // Takes in the first tile visited: exact maximum first, then weights.
+  void absorb_first(const RowTile& rows, const FwdRows<V>& w, const KeyTile& tile,
+                    LoadedTile<V>& loaded) {
+    raw_scores<V>(p_, rows, tile, loaded.keys, w.q_t, w_.ramp, w.row_max, w_.s_t);
+    const ValueRows<V>& values = values_of(loaded);
+    const bool masked = tile.diagonal && p_.causal != 0;
+    const bool exact = masked && !all_finite<V>(values, tile.count, dim_);
+    for_strips<V>(rows, tile, masked, [&](auto count, int first, int begin, int end) {
+      constexpr int N = decltype(count)::value;
+      const int lane = first * V::kWidth;
+      Lane<V>* p = w_.p_t + begin / kTerms<V> * kRows<V> + lane;
+      const Lane<V>* v = values.data + begin / kTerms<V> * values.stride;
+      exponentiate<V, N>(w_.s_t + begin * kRows<V> + lane, end - begin, w.row_max + lane,
+                         w.row_sum + lane, p);
+      if (!exact) {
+        add_products<V, N>(p, v, values.stride, lanes_of<V>(end - begin), dim_, w.o_t + lane);
+      } else {
+        const float offset = static_cast<float>(rows.pos0 + lane - tile.begin - begin);
+        add_products_below_diagonal<V, N>(p, v, values.stride, end - begin, dim_, offset,
+                                          w.o_t + lane);
+      }
+    });
+  }
+
+  // Takes in a tile off the diagonal.
+  template <int N>
+  void absorb(const RowTile& rows, const FwdRows<V>& w, const KeyTile& tile,
+              LoadedTile<V>& loaded) {
+    const TileBias bias = tile_bias(rows, tile);
+    fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(scale2()), w_.ramp);
+    for (bool raised = false;; raised = true) {
+      Reg off[N], l[N];
+      for (int v = 0; v < N; ++v) {
+        const int lane = v * V::kWidth;
+        const Reg row = row_positions<V>(rows, lane);
+        off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w.row_max + lane));
+      }
+      weigh_tile<V, N>(w.q_t, loaded.keys, tile.count, dim_, scale2(), w_.ramp, off, l, w_.p_t);
+      bool outgrown = false;
+      for (int v = 0; v < N; ++v) {
+        l[v] = V::add(V::load(w.row_sum + v * V::kWidth), l[v]);
+        outgrown |= V::any(V::lt(V::set1(kLazyLimit), l[v]));
+      }
+      if (!outgrown || raised) {
+        for (int v = 0; v < N; ++v) V::store(w.row_sum + v * V::kWidth, l[v]);
+        break;
+      }
+      raise_reference<N>(rows, w, loaded.keys, tile.count, bias);
+    }
+    const ValueRows<V>& values = values_of(loaded);
+    add_products<V, N>(w_.p_t, values.data, values.stride, lanes_of<V>(tile.count), dim_, w.o_t);
+  }
+
+  // Raises the references of the rows to the true maximum of this tile where that is larger, and
+  // rescales their sums.
+  template <int N>
+  void raise_reference(const RowTile& rows, const FwdRows<V>& w, const KeyRows<V>& keys, int count,
+                       const TileBias& bias) {
+    Reg largest[N], factor[N];
+    max_scores<V, N>(w.q_t, keys, count, dim_, scale2(), w_.ramp, largest);
+    for (int v = 0; v < N; ++v) {
+      const int lane = v * V::kWidth;
+      const Reg old = V::load(w.row_max + lane);
+      const Reg now =
+          V::max(V::add(largest[v], anchor_bias<V>(bias, row_positions<V>(rows, lane))), old);
+      factor[v] = exp2<V>(V::sub(old, now));
+      V::store(w.row_max + lane, now);
+      V::store(w.row_sum + lane, V::mul(V::load(w.row_sum + lane), factor[v]));
+    }
+    for (int d = 0; d < dim_; ++d) {
+      for (int v = 0; v < N; ++v) {
+        float* o = w.o_t + d * kRows<V> + v * V::kWidth;
+        V::store(o, V::mul(V::load(o), factor[v]));
+      }
+    }
+  }
+
+  // out = O^T / l, transposed back, and lse in natural units. row_sum becomes 1 / l.
+  void finish_rows(int g) {
+    const RowTile& rows = tiles_[g].rows;
+    const FwdRows<V>& w = w_.rows[g];
+    float* lse = args_.lse + (batch_ * p_.heads_q + head_) * p_.len_q + rows.row0;
+    for (int i = 0; i < rows.vecs * V::kWidth; ++i) {
+      const float sum = w.row_sum[i];
+      if (i < rows.rows) {
+        const double moved =
+            (static_cast<double>(w.row_max[i]) + ::log2(static_cast<double>(sum))) * kLn2;
+        lse[i] = static_cast<float>(moved + static_cast<double>(slope_) * row_shift(rows, i));
+      }
+      w.row_sum[i] =
+          sum == 0.0f ? 0.0f : 1.0f / sum;  // a row that may see nothing: out is 0, lse -inf
+    }
+    store_transposed<V>(w.o_t, w.row_sum, rows.rows, dim_, query_view(args_.out), rows.row0);
+  }
+
+  const AlibiAttentionFwdArgs& args_;
+  const AlibiProblem& p_;
+  const FwdScratch<V> w_;
+  const int dim_;
+  const int64_t group_;
+  int64_t batch_, head_, first_tile_;
+  int count_;  // tiles
+  HeadView k_, v_;
+  KeyNorms norms_;
+  float slope_;
+  FwdTile<V> tiles_[kRowGroup] = {};
+};
+
 template <class V>
 void attention_fwd_item(const void* context, int64_t index, float* scratch) {
-  const auto& call = *static_cast<const FwdCall<V>*>(context);
-  const AlibiAttentionFwdArgs& a = call.args;
-  const AlibiProblem& p = a.problem;
-  const RowItem item = row_item(index, p, call.heads, call.row_tiles);
-  const FwdScratch<V> w(scratch, static_cast<int>(p.head_dim));
-  const float slope = a.slopes[item.head];
-  const Span span = span_of(p, a.spans, item.batch);
-  RowTile rows = make_row_tile<V>(p, span, slope, item.tile);
-  clamp_rows<V>(span, &rows);
-  const int64_t kv_head = item.head / (p.heads_q / p.heads_kv);
-  const FwdTile<V> t{p, rows, head_view(a.k, p.dtype, item.batch, kv_head),
-                     head_view(a.v, p.dtype, item.batch, kv_head), w};
-
-  load_transposed<V>(head_view(a.q, p.dtype, item.batch, item.head), rows.row0, rows.rows, t.dim(),
-                     t.scale2(), w.q_t);
-  // The rows of out are written last; those of q that the next item most likely reads lie before
-  // these. Both are on their way meanwhile.
-  prefetch_rows<1>(head_view(a.out, p.dtype, item.batch, item.head), rows.row0, rows.rows, t.dim());
-  prefetch_rows<0>(head_view(a.q, p.dtype, item.batch, item.head),
-                   max_int64(0, rows.row0 - kRows<V>), min_int(kRows<V>, rows.row0), t.dim());
-  memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(t.dim()));
-  for (int i = 0; i < kRows<V>; ++i) {
-    w.row_max[i] = -FLT_MAX;
-    w.row_sum[i] = 0.0f;
-  }
-  const PruneTest<V> prune(p, call.norms.head(item.batch, kv_head), slope, rows, w.q_t, w.q_norm);
-  int64_t visited = 0;
-  walk_keys(
-      rows,
-      [&](const KeyTile& tile) {
-        if (visited++ == 0) return absorb_first(t, tile);
-        with_count<V::kRowVecs>(rows.vecs, [&](auto n) { absorb<V, decltype(n)::value>(t, tile); });
-      },
-      [&](float gradient, int64_t next, bool left, int most) {
-        return prune.reach(gradient, next, left, most, w.row_max, w.row_sum);
-      });
-  finish_rows(t, slope, head_view(a.out, p.dtype, item.batch, item.head),
-              a.lse + (item.batch * p.heads_q + item.head) * p.len_q + rows.row0);
-  count_work(a.options, visited, count_tiles(rows));
+  FwdItem<V>(*static_cast<const FwdCall<V>*>(context), index, scratch).run();
 }
 
 template <class V>
@@ -273,11 +424,12 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const int32_t status = norms.fill(threads);
   if (status != ALIBI_OK) return status;
   const HeadOrder order(p, a.slopes);
-  if (order.heads() == nullptr) return ALIBI_OUT_OF_MEMORY;
-  const FwdCall<V> call{a, norms, order.heads(), row_tiles<V>(p)};
+  if (!order.allocated()) return ALIBI_OUT_OF_MEMORY;
+  const int64_t group = row_group<V>(p);
+  const FwdCall<V> call{a, norms, order, group, divide_up(row_tiles<V>(p), group)};
   const FwdScratch<V> layout(nullptr, static_cast<int>(p.head_dim));
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
-  return run_items(p.batch * p.heads_q * call.row_tiles, threads, 4.0 * pairs * p.head_dim,
+  return run_items(p.batch * p.heads_q * call.groups, threads, 4.0 * pairs * p.head_dim,
                    layout.floats, &attention_fwd_item<V>, &call);
 }
 

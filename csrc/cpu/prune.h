@@ -166,11 +166,12 @@ class KeyNormTable {
 template <class V>
 class PruneTest {
  public:
+  PruneTest() = default;  // prunes nothing
   // q_t is the tile's Q^T as load_transposed leaves it: in log2 units (multiplied by scale *
   // log2(e)) unless Operands<V> say otherwise. q_norm has room for kRows<V> floats.
   PruneTest(const AlibiProblem& p, const KeyNorms& norms, float slope, const RowTile& rows,
             const Lane<V>* q_t, float* q_norm)
-      : norms_(norms), rows_(rows), q_norm_(q_norm) {
+      : norms_(norms), rows_(&rows), q_norm_(q_norm) {
     enabled_ = norms.prefix != nullptr && slope > 0;
     if (!enabled_) return;
     constant_ = prune_constant(p, slope);
@@ -213,15 +214,15 @@ class PruneTest {
     if (!enabled_) return false;
     const float largest =
         left ? norms_.prefix[next / kNormBlock] : norms_.suffix[next / kNormBlock];
-    const float offset = static_cast<float>(next - rows_.pos0);
-    for (int v = 0; v < rows_.vecs * V::kWidth; v += V::kWidth) {
-      const typename V::Reg distance = V::sub(V::set1(offset), row_positions<V>(rows_, v));
+    const float offset = static_cast<float>(next - rows_->pos0);
+    for (int v = 0; v < rows_->vecs * V::kWidth; v += V::kWidth) {
+      const typename V::Reg distance = V::sub(V::set1(offset), row_positions<V>(*rows_, v));
       const typename V::Reg bias = V::mul(V::set1(gradient), distance);
       const typename V::Reg bound =
           V::fma(V::load(q_norm_ + v), V::set1(largest), V::add(bias, V::set1(constant_)));
       typename V::Reg tail = exp2<V>(V::sub(bound, V::load(reference + v)));
       const typename V::Reg lane = V::add(V::iota(), V::set1(static_cast<float>(v)));
-      tail = V::select(V::lt(lane, V::set1(static_cast<float>(rows_.rows))), tail, V::zero());
+      tail = V::select(V::lt(lane, V::set1(static_cast<float>(rows_->rows))), tail, V::zero());
       if (!V::all(V::le(tail, V::load(sum + v)))) return false;
     }
     return true;
@@ -229,9 +230,9 @@ class PruneTest {
 
  private:
   KeyNorms norms_;
-  const RowTile& rows_;
+  const RowTile* rows_;
   float* q_norm_;
-  bool enabled_;
+  bool enabled_ = false;
   float constant_ = 0.0f;
 };
 

@@ -129,7 +129,7 @@ template <class V>
 struct WeightsCall {
   const AlibiWeightsFwdArgs& args;
   const KeyNormTable<V>& norms;
-  const int32_t* heads;
+  const HeadOrder& order;
   int64_t row_tiles;  // per head
 };
 
@@ -138,7 +138,7 @@ void weights_fwd_item(const void* context, int64_t index, float* scratch) {
   const auto& call = *static_cast<const WeightsCall<V>*>(context);
   const AlibiWeightsFwdArgs& a = call.args;
   const AlibiProblem& p = a.problem;
-  const RowItem item = row_item(index, p, call.heads, call.row_tiles);
+  const RowItem item = call.order.item(index, call.row_tiles);
   const int dim = static_cast<int>(p.head_dim);
   const WeightsScratch<V> w(scratch, dim, p.len_k);
   const float slope = a.slopes[item.head];
@@ -163,8 +163,8 @@ int32_t weights_fwd(const AlibiWeightsFwdArgs& a, int threads) {
   const int32_t status = norms.fill(threads);
   if (status != ALIBI_OK) return status;
   const HeadOrder order(p, a.slopes);
-  if (order.heads() == nullptr) return ALIBI_OUT_OF_MEMORY;
-  const WeightsCall<V> call{a, norms, order.heads(), row_tiles<V>(p)};
+  if (!order.allocated()) return ALIBI_OUT_OF_MEMORY;
+  const WeightsCall<V> call{a, norms, order, row_tiles<V>(p)};
   const WeightsScratch<V> layout(nullptr, static_cast<int>(p.head_dim), p.len_k);
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
   return run_items(p.batch * p.heads_q * call.row_tiles, threads, 2.0 * pairs * p.head_dim,

@@ -24,35 +24,38 @@ struct Carver {
   }
 };
 
-// The order in which query heads are worked on: gentle slopes first when pruning makes them the
-// longest, else as they come, so that the heads of a group find their keys in the cache.
-class HeadOrder {
- public:
-  HeadOrder(const AlibiProblem& p, const float* slopes) : buffer_(sizeof(int32_t) * p.heads_q) {
-    if (heads() == nullptr) return;
-    if (p.prune != 0) {
-      order_heads(slopes, p.heads_q, heads());
-    } else {
-      for (int64_t h = 0; h < p.heads_q; ++h) heads()[h] = static_cast<int32_t>(h);
-    }
-  }
-  int32_t* heads() const { return static_cast<int32_t*>(buffer_.data()); }
-
- private:
-  Buffer buffer_;
-};
-
 struct RowItem {
   int64_t batch, head, tile;
 };
 
-// Item `index` of batch * heads_q * row_tiles. Within a head the last rows come first: under a
-// causal mask they are the longest.
-ALIBI_INLINE RowItem row_item(int64_t index, const AlibiProblem& p, const int32_t* heads,
-                              int64_t row_tiles) {
-  const int64_t head = index / row_tiles;
-  return {head % p.batch, heads[head / p.batch], row_tiles - 1 - index % row_tiles};
-}
+// The order of the work. Within a head the last rows come first: under a causal mask they are the
+// longest. When pruning makes the heads differ, those with a gentle slope come first, of the whole
+// batch; else the heads come as they are, so that those of a group find their keys in the cache, and
+// those of a batch item their pages, where the layout is BSND.
+class HeadOrder {
+ public:
+  HeadOrder(const AlibiProblem& p, const float* slopes)
+      : batch_(p.batch), heads_(p.heads_q), order_(p.prune != 0 ? sizeof(int32_t) * p.heads_q : 0) {
+    if (p.prune != 0 && allocated()) order_heads(slopes, heads_, sorted());
+    pruned_ = p.prune != 0;
+  }
+  bool allocated() const { return order_.data() != nullptr; }
+
+  // Item `index` of batch * heads * items_per_head.
+  RowItem item(int64_t index, int64_t items_per_head) const {
+    const int64_t head = index / items_per_head;
+    const int64_t tile = items_per_head - 1 - index % items_per_head;
+    if (pruned_) return {head % batch_, sorted()[head / batch_], tile};
+    return {head / heads_, head % heads_, tile};
+  }
+
+ private:
+  int32_t* sorted() const { return static_cast<int32_t*>(order_.data()); }
+
+  int64_t batch_, heads_;
+  Buffer order_;
+  bool pruned_;
+};
 
 ALIBI_INLINE void count_work(const AlibiOptions* options, int64_t visited, int64_t allowed) {
   if (options == nullptr || options->stats == nullptr) return;

@@ -88,6 +88,27 @@ def test_every_length(causal: bool, isa: str, dtype: str) -> None:
         assert_right(Case("", 1, 1, 1, 3, n + 2, 4, causal=causal), dtype, isa=isa)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bias", ["symmetric", "signed"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_that_share_converted_keys(causal: bool, bias: str, isa: str, dtype: str) -> None:
+    """Enough heads and rows that up to four row tiles are one item of work.
+
+    Rows before the keys, among them and past them; a first item with fewer row tiles, a first row
+    tile with fewer rows; runs that the bound ends in different places for the rows of one item.
+    """
+    spans = ((0, 300, 0), (40, 211, -30), (7, 299, 260), (120, 120, 5))
+    mode = {"causal": causal, "bias": bias, "slopes": "learned"}
+    for case in (
+        Case("", 4, 8, 4, 201, 300, 8, **mode, spans=spans if not causal else None),
+        Case("", 4, 8, 4, 201, 300, 8, **mode, spans=(spans[0], (40, 211, 30), *spans[2:])),
+        Case("", 1, 8, 8, 437, 437, 4, causal=causal, bias=bias),
+    ):
+        for prune in (False, True):
+            assert_right(case, dtype, isa=isa, prune=prune)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("causal", [True, False])
