@@ -59,10 +59,11 @@ def load(name: str) -> Library:
     return Library(name, str(path), json.loads(info()))
 
 
-def device_error(library: Library) -> str:
-    """Why a library cannot use the accelerator that it is for; "" if it can."""
+def device_error(library: Library, dtype: int = 0) -> str:
+    """Why a library cannot use the accelerator that it is for, with tensors of this AlibiDtype; ""
+    if it can."""
     kernels = ctypes.CDLL(library.path)
-    if kernels.alibi_device_status() == 0:
+    if kernels.alibi_device_status(dtype) == 0:
         return ""
     kernels.alibi_last_error.restype = ctypes.c_char_p
     return kernels.alibi_last_error().decode()

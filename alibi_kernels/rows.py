@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import Tensor
 
 from alibi_kernels import _cann, _library, ascend, custom, reference
-from alibi_kernels.contract import Signature
+from alibi_kernels.contract import DTYPES, Signature
 from alibi_kernels.custom import Run, Slopes
 
 # ALIBI_MAX_HEAD_DIM of csrc/alibi_attention.h, kMaxHeadDim of csrc/ascend/tiling.h.
@@ -49,8 +49,8 @@ def cuda_reasons(signature: Signature) -> list[str]:
     reasons += _wrong_device("GPU")
     if library is not None and not reasons:
         # Asked only where MindSpore uses a GPU: the question starts the driver.
-        error = _library.device_error(library)
-        reasons += [f"the library finds no usable GPU ({error})"] if error else []
+        error = _library.device_error(library, DTYPES.index(signature.dtype))
+        reasons += [f"the library cannot use the GPU ({error})"] if error else []
     return [*reasons, *_wide_heads(signature)]
 
 

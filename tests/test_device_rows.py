@@ -213,9 +213,9 @@ def test_the_gpu_library_says_why_it_cannot_run(ms, monkeypatch):
         pytest.skip("there is a GPU")
     assert error.startswith("cudaGetDevice: ")
     monkeypatch.setattr(rows, "device_target", lambda: "GPU")
-    monkeypatch.setattr(_library, "device_error", lambda asked: error * (asked is library))
-    assert rows.cuda_reasons(signature()) == [f"the library finds no usable GPU ({error})"]
-    monkeypatch.setattr(_library, "device_error", lambda _: "")
+    monkeypatch.setattr(_library, "device_error", lambda asked, _: error * (asked is library))
+    assert rows.cuda_reasons(signature()) == [f"the library cannot use the GPU ({error})"]
+    monkeypatch.setattr(_library, "device_error", lambda *_: "")
     assert rows.cuda_reasons(signature()) == []
     assert registry.select(signature()).name == "cuda"
     assert "cuda: runs it, as cuda-sm" in registry.explain_signature(signature())
@@ -256,7 +256,7 @@ def test_the_bridge_in_the_gpu_library(ms, tmp_path):
 
 
 def test_the_driver_is_left_alone_where_mindspore_uses_no_gpu(ms, monkeypatch):
-    def start(_):
+    def start(*_):
         raise AssertionError("asked for the device")
 
     monkeypatch.setattr(_library, "device_error", start)

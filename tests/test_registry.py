@@ -148,6 +148,9 @@ def test_numbers_shared_with_the_header() -> None:
     numbers = dict(re.findall(r"#define (ALIBI_\w+) (\d+)", HEADER.read_text()))
     assert int(numbers["ALIBI_ABI_VERSION"]) == _library.ABI_VERSION
     assert int(numbers["ALIBI_MAX_HEAD_DIM"]) == rows.MAX_HEAD_DIM
+    dtypes = {name: i for i, name in enumerate(contract.DTYPES)}
+    enum = re.findall(r"ALIBI_(B?FLOAT\d+) = (\d)", HEADER.read_text())
+    assert {name.lower(): int(value) for name, value in enum} == dtypes
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)

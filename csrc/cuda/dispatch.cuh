@@ -8,6 +8,7 @@
 
 #include "../alibi_attention.h"
 #include "sm80/device.cuh"
+#include "tile_config.h"
 
 // A build for tests may instantiate fewer.
 #ifndef ALIBI_HEAD_DIMS_16
@@ -23,26 +24,34 @@ namespace cuda {
 using HeadDims16 = std::integer_sequence<int, ALIBI_HEAD_DIMS_16>;
 using HeadDims32 = std::integer_sequence<int, ALIBI_HEAD_DIMS_32>;
 
-// Calls run(T{}, integral_constant<int, D>) with the smallest instantiated D that holds head_dim;
-// false when there is none.
-template <class T, class Run, int... kHeadDims>
-bool dispatch_head_dim(int head_dim, const Run& run, std::integer_sequence<int, kHeadDims...>) {
-  return ((head_dim <= kHeadDims && (run(T{}, std::integral_constant<int, kHeadDims>{}), true)) ||
-          ...);
+using OnAmpere = std::integral_constant<Gpu, kAmpere>;
+using OnTuring = std::integral_constant<Gpu, kTuring>;
+
+// Calls run(T{}, integral_constant<int, D>, gpu) with the smallest instantiated D that holds
+// head_dim; false when there is none.
+template <class T, class OnGpu, class Run, int... kHeadDims>
+bool dispatch_head_dim(int head_dim, const Run& run, OnGpu gpu,
+                       std::integer_sequence<int, kHeadDims...>) {
+  return (
+      (head_dim <= kHeadDims && (run(T{}, std::integral_constant<int, kHeadDims>{}, gpu), true)) ||
+      ...);
+}
+
+template <class OnGpu, class Run>
+bool dispatch_type(int32_t dtype, int head_dim, const Run& run, OnGpu gpu) {
+  if (dtype == ALIBI_FLOAT16) return dispatch_head_dim<half_t>(head_dim, run, gpu, HeadDims16{});
+  if (dtype == ALIBI_FLOAT32) return dispatch_head_dim<float>(head_dim, run, gpu, HeadDims32{});
+  if constexpr (OnGpu::value == kAmpere) {
+    if (dtype == ALIBI_BFLOAT16)
+      return dispatch_head_dim<bfloat_t>(head_dim, run, gpu, HeadDims16{});
+  }
+  return false;
 }
 
 template <class Run>
-bool dispatch(int32_t dtype, int head_dim, const Run& run) {
-  switch (dtype) {
-    case ALIBI_FLOAT16:
-      return dispatch_head_dim<half_t>(head_dim, run, HeadDims16{});
-    case ALIBI_BFLOAT16:
-      return dispatch_head_dim<bfloat_t>(head_dim, run, HeadDims16{});
-    case ALIBI_FLOAT32:
-      return dispatch_head_dim<float>(head_dim, run, HeadDims32{});
-    default:
-      return false;
-  }
+bool dispatch(Gpu gpu, int32_t dtype, int head_dim, const Run& run) {
+  return gpu == kTuring ? dispatch_type(dtype, head_dim, run, OnTuring{})
+                        : dispatch_type(dtype, head_dim, run, OnAmpere{});
 }
 
 // The same for kernels that do not depend on the head size: run(T{}).

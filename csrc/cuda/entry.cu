@@ -7,6 +7,14 @@
 #include "geometry.h"
 #include "kernels.h"
 
+#ifdef ALIBI_CPU_MODEL
+#define ALIBI_ARCHITECTURES 750, 800, 900
+#elif defined(__CUDA_ARCH_LIST__)
+#define ALIBI_ARCHITECTURES __CUDA_ARCH_LIST__
+#else
+#define ALIBI_ARCHITECTURES  // the nvcc of CUDA 11.2 does not say
+#endif
+
 namespace alibi {
 namespace cuda {
 namespace {
@@ -84,9 +92,32 @@ int32_t check_call(const Args* args) {
   return p.len_q > kMaxLength || p.len_k > kMaxLength ? ALIBI_SHAPE : ALIBI_OK;
 }
 
-void check_device(Call& call, const AlibiProblem& p) {
-  if (call.ok() && call.capability_major() < 8 && p.dtype == ALIBI_BFLOAT16) {
-    call.fail(ALIBI_UNSUPPORTED, "bfloat16 needs a GPU of compute capability 8.0 or later");
+// The oldest compute capability (75 is 7.5) that the library has machine code for; 0 where the
+// compiler does not say.
+constexpr int oldest_capability() {
+  constexpr int kNone = 10000, kArchitectures[] = {kNone, ALIBI_ARCHITECTURES};
+  int oldest = kNone;
+  for (const int architecture : kArchitectures) oldest = least(oldest, architecture);
+  return oldest == kNone ? 0 : oldest / 10;
+}
+
+// Whether the kernels for a dtype run on the GPU of the call.
+void check_device(Call& call, int32_t dtype) {
+  const int have = call.capability(), major = have / 10, minor = have % 10;
+  constexpr int kOldest = oldest_capability();
+  if (have < kOldest) {
+    call.fail(ALIBI_UNSUPPORTED,
+              "this GPU has compute capability %d.%d, and the library was built for %d.%d and "
+              "later; %s",
+              major, minor, kOldest / 10, kOldest % 10,
+              have >= 75 ? "build it with 75 in ALIBI_CUDA_ARCHITECTURES"
+                         : "use backend \"reference\", or a GPU of 7.5 or later");
+  }
+  if (have < 80 && dtype == ALIBI_BFLOAT16) {
+    call.fail(ALIBI_UNSUPPORTED,
+              "this GPU has compute capability %d.%d, and bfloat16 needs 8.0 or later; use float16 "
+              "or float32",
+              major, minor);
   }
 }
 
@@ -128,7 +159,7 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
   const AlibiProblem& p = args.problem;
   if (no_queries(p)) return ALIBI_OK;
   Call call(stream);
-  check_device(call, p);
+  check_device(call, p.dtype);
   ForwardParams params = {};
   params.problem = problem_view(p, args.slopes, args.spans);
   params.q = query_input(call, args.q, p);
@@ -138,7 +169,7 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
   params.lse = args.lse;
   params.key_norms = prepare_key_norms(call, p.dtype, params.problem, params.k);
   params.problem.prune = params.key_norms != nullptr;
-  params.splits = forward_splits(p.dtype, params.problem, call.multiprocessors());
+  params.splits = forward_splits(call, p.dtype, params.problem);
   if (params.splits > 1) {
     const int64_t rows = p.batch * p.heads_q * p.len_q * params.splits;
     params.split_out = call.scratch<float>(rows * p.head_dim);
@@ -150,7 +181,8 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
 
 struct BackwardRoute {
   bool (*takes)(const Call& call, int32_t dtype, const BackwardParams& params);
-  int (*tiles)(int32_t dtype, int head_dim, int len_q);  // of query rows, for slope_parts
+  // Of query rows, for slope_parts.
+  int (*tiles)(const Call& call, int32_t dtype, int head_dim, int len_q);
   void (*run)(Call& call, int32_t dtype, const BackwardParams& params);
 };
 bool takes_any(const Call&, int32_t, const BackwardParams&) { return true; }
@@ -171,7 +203,7 @@ int32_t attention_bwd(const AlibiAttentionBwdArgs& args, void* stream) {
   const AlibiProblem& p = args.problem;
   if (no_queries(p) && no_keys(p) && args.dslopes == nullptr) return ALIBI_OK;
   Call call(stream);
-  check_device(call, p);
+  check_device(call, p.dtype);
   BackwardParams params = {};
   params.problem = problem_view(p, args.slopes, args.spans);
   const ProblemView& problem = params.problem;
@@ -191,7 +223,7 @@ int32_t attention_bwd(const AlibiAttentionBwdArgs& args, void* stream) {
   params.dv = key_output(args.dv, p);
   const BackwardRoute& route = route_backward(call, p.dtype, params);
   const int64_t parts =
-      int64_t{problem.batch} * route.tiles(p.dtype, problem.head_dim, problem.len_q);
+      int64_t{problem.batch} * route.tiles(call, p.dtype, problem.head_dim, problem.len_q);
   params.slope_parts =
       args.dslopes == nullptr ? nullptr : call.scratch<float>(parts * problem.heads_q);
   route.run(call, p.dtype, params);
@@ -204,7 +236,7 @@ int32_t weights_fwd(const AlibiWeightsFwdArgs& args, void* stream) {
   const AlibiProblem& p = args.problem;
   if (no_queries(p) || no_keys(p)) return ALIBI_OK;
   Call call(stream);
-  check_device(call, p);
+  check_device(call, p.dtype);
   WeightsForwardParams params = {};
   params.problem = problem_view(p, args.slopes, args.spans);
   params.q = query_input(call, args.q, p);
@@ -218,7 +250,7 @@ int32_t weights_bwd(const AlibiWeightsBwdArgs& args, void* stream) {
   const AlibiProblem& p = args.problem;
   if (no_queries(p) && no_keys(p) && args.dslopes == nullptr) return ALIBI_OK;
   Call call(stream);
-  check_device(call, p);
+  check_device(call, p.dtype);
   WeightsBackwardParams params = {};
   params.problem = problem_view(p, args.slopes, args.spans);
   const ProblemView& problem = params.problem;
@@ -230,7 +262,7 @@ int32_t weights_bwd(const AlibiWeightsBwdArgs& args, void* stream) {
   params.dq = query_output(args.dq, p);
   params.dk = key_output(args.dk, p);
   const int64_t parts =
-      int64_t{problem.batch} * query_grad_tiles(p.dtype, problem.head_dim, problem.len_q);
+      int64_t{problem.batch} * query_grad_tiles(call, p.dtype, problem.head_dim, problem.len_q);
   params.slope_parts =
       args.dslopes == nullptr ? nullptr : call.scratch<float>(parts * problem.heads_q);
   run_weights_backward(call, p.dtype, params);
@@ -277,11 +309,6 @@ const char* alibi_status_name(int32_t status) {
 #else
 #define ALIBI_IMPLEMENTATIONS "\"cuda-sm80\""
 #endif
-#ifdef __CUDA_ARCH_LIST__
-#define ALIBI_ARCHITECTURES __CUDA_ARCH_LIST__
-#else
-#define ALIBI_ARCHITECTURES  // the nvcc of CUDA 11.2 does not say
-#endif
 #ifdef ALIBI_CPU_MODEL
 #define ALIBI_BUILT_WITH "\"compiler\": \"cpu model\", \"architectures\": []"
 #else
@@ -295,10 +322,14 @@ const char* alibi_build_info(void) {
                          "]}";
 }
 
-// Whether a GPU can be used: "ok", or "device" with the reason in alibi_last_error(). Touches no
-// memory of the device.
-extern "C" ALIBI_EXPORT int32_t alibi_device_status(void);
-int32_t alibi_device_status(void) { return Call(nullptr).status(); }
+// Whether a GPU can be used for tensors of a dtype: "ok"; "device" or "unsupported" with the reason
+// in alibi_last_error(). Touches no memory of the device.
+extern "C" ALIBI_EXPORT int32_t alibi_device_status(int32_t dtype);
+int32_t alibi_device_status(int32_t dtype) {
+  Call call(nullptr);
+  check_device(call, dtype);
+  return call.status();
+}
 
 // What the last call of this thread that returned "device", "unsupported" or "out_of_memory" met,
 // in words; "" if it succeeded.

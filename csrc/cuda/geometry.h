@@ -25,7 +25,7 @@ constexpr float kLn2 = 0.6931471805599453f;
 // addition.
 constexpr int64_t kMaxLength = int64_t{1} << 30;
 
-ALIBI_HD int least(int a, int b) { return a < b ? a : b; }
+ALIBI_HD constexpr int least(int a, int b) { return a < b ? a : b; }
 ALIBI_HD int most(int a, int b) { return a > b ? a : b; }
 ALIBI_HD int ceil_div(int a, int b) { return (a + b - 1) / b; }
 ALIBI_HD int round_up(int a, int b) { return ceil_div(a, b) * b; }

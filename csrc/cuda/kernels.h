@@ -35,10 +35,10 @@ void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorV
 void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, int64_t count);
 
 // How many blocks should share the keys of a query tile, so that the GPU is busy.
-int forward_splits(int32_t dtype, const ProblemView& problem, int multiprocessors);
+int forward_splits(const Call& call, int32_t dtype, const ProblemView& problem);
 // Query tiles of the backward kernels: entry.cu needs the number to size slope_parts.
-int query_grad_tiles(int32_t dtype, int head_dim, int len_q);
-int hopper_query_grad_tiles(int32_t dtype, int head_dim, int len_q);
+int query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q);
+int hopper_query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q);
 
 }  // namespace cuda
 }  // namespace alibi

@@ -17,12 +17,14 @@
 #endif
 #endif
 
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 
 #include <vector>
 
 #include "../alibi_attention.h"
+#include "tile_config.h"
 
 namespace alibi {
 namespace cuda {
@@ -41,6 +43,7 @@ class Call {
     int device = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
     query(cudaDevAttrComputeCapabilityMajor, device, &major_);
+    query(cudaDevAttrComputeCapabilityMinor, device, &minor_);
     query(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, &shared_limit_);
     query(cudaDevAttrMultiProcessorCount, device, &multiprocessors_);
   }
@@ -52,13 +55,18 @@ class Call {
 
   bool ok() const { return status_ == ALIBI_OK; }
   int32_t status() const { return status_; }
+  int capability() const { return 10 * major_ + minor_; }
   int capability_major() const { return major_; }
+  Gpu gpu() const { return gpu_of_capability(major_); }  // whose tiles this call runs
   int multiprocessors() const { return multiprocessors_; }
 
-  void fail(int32_t status, const char* what) {
+  __attribute__((format(printf, 3, 4))) void fail(int32_t status, const char* format, ...) {
     if (!ok()) return;
     status_ = status;
-    snprintf(error_text(), 256, "%s", what);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(error_text(), 256, format, values);
+    va_end(values);
   }
 
   // Uninitialised device memory for `count` elements, valid for all launches of this call; null
@@ -121,6 +129,7 @@ class Call {
   cudaStream_t stream_;
   int32_t status_ = ALIBI_OK;
   int major_ = 0;
+  int minor_ = 0;
   int shared_limit_ = 0;
   int multiprocessors_ = 0;
   std::vector<void*> scratch_;

@@ -7,6 +7,11 @@
 // allow it. Sizes keep shared memory below the 99 KiB of sm_86 and sm_89, and accumulators below
 // 192 registers.
 //
+// Turing (sm_75) has rows of its own where the others do not fit it: a block has 64 KiB there, and
+// a copy passes through registers. The GPU of a call is known when it runs, so a row is a template
+// parameter of the kernel: the library holds both, each compiled for the architectures that use it
+// (runs_here), and the launch takes its sizes from the instantiation that it launches.
+//
 // Every row of a table is one template instantiation; other head sizes run in the next larger one,
 // padded with zeros.
 #ifndef ALIBI_CUDA_TILE_CONFIG_H_
@@ -17,7 +22,15 @@
 namespace alibi {
 namespace cuda {
 
+enum class Gpu { kAmpere, kTuring };  // compute capability 8.0 and later; 7.5
+constexpr Gpu kAmpere = Gpu::kAmpere, kTuring = Gpu::kTuring;
+
+ALIBI_HD constexpr Gpu gpu_of_capability(int major) { return major < 8 ? kTuring : kAmpere; }
+// Bytes of shared memory that a block may have on every GPU of the kind.
+ALIBI_HD constexpr int shared_limit(Gpu gpu) { return (gpu == kTuring ? 64 : 99) * 1024; }
+
 struct TileConfig {
+  Gpu gpu;         // kAmpere: of Turing too, unless the row before is its own
   int bytes;       // of one element
   int head_dim;    // of the instantiation
   int warps;       // per block
@@ -30,32 +43,47 @@ struct TileConfig {
 
 // out = softmax(q k^T) v: accumulators row_blocks * (columns + head_dim) / 2 registers.
 constexpr TileConfig kForwardTiles[] = {
-    {2, 32, 4, 2, 64},  {2, 64, 4, 2, 64},  {2, 96, 4, 2, 64},
-    {2, 128, 4, 2, 32}, {2, 256, 4, 1, 64}, {4, 32, 4, 2, 64},
-    {4, 64, 4, 2, 64},  {4, 128, 4, 1, 32}, {4, 256, 4, 1, 16},
+    {kAmpere, 2, 32, 4, 2, 64},  {kAmpere, 2, 64, 4, 2, 64},   //
+    {kTuring, 2, 96, 4, 1, 64},  {kAmpere, 2, 96, 4, 2, 64},   //
+    {kAmpere, 2, 128, 4, 2, 32},                               //
+    {kTuring, 2, 256, 4, 1, 32}, {kAmpere, 2, 256, 4, 1, 64},  //
+    {kAmpere, 4, 32, 4, 2, 64},  {kAmpere, 4, 64, 4, 2, 64},   //
+    {kAmpere, 4, 128, 4, 1, 32},                               //
+    {kTuring, 4, 256, 2, 1, 16}, {kAmpere, 4, 256, 4, 1, 16},
 };
 
 // The same with the keys split over several blocks, for a few query rows against many keys: smaller
 // tiles of rows.
 constexpr TileConfig kSplitTiles[] = {
-    {2, 32, 4, 1, 64},  {2, 64, 4, 1, 64},  {2, 96, 4, 1, 64},
-    {2, 128, 4, 1, 64}, {2, 256, 4, 1, 64}, {4, 32, 4, 1, 64},
-    {4, 64, 4, 1, 64},  {4, 128, 4, 1, 32}, {4, 256, 4, 1, 16},
+    {kAmpere, 2, 32, 4, 1, 64},  {kAmpere, 2, 64, 4, 1, 64},   //
+    {kAmpere, 2, 96, 4, 1, 64},  {kAmpere, 2, 128, 4, 1, 64},  //
+    {kTuring, 2, 256, 4, 1, 32}, {kAmpere, 2, 256, 4, 1, 64},  //
+    {kAmpere, 4, 32, 4, 1, 64},  {kAmpere, 4, 64, 4, 1, 64},   //
+    {kAmpere, 4, 128, 4, 1, 32},                               //
+    {kTuring, 4, 256, 2, 1, 16}, {kAmpere, 4, 256, 4, 1, 16},
 };
 
 // dq = ds k: accumulators row_blocks * (columns + head_dim / 2).
 constexpr TileConfig kQueryGradTiles[] = {
-    {2, 32, 4, 1, 64},  {2, 64, 4, 1, 64},  {2, 96, 4, 1, 64},
-    {2, 128, 4, 1, 64}, {2, 256, 4, 1, 32}, {4, 32, 4, 1, 64},
-    {4, 64, 4, 1, 32},  {4, 128, 4, 1, 32}, {4, 256, 2, 1, 16},
+    {kAmpere, 2, 32, 4, 1, 64},  {kAmpere, 2, 64, 4, 1, 64},   //
+    {kAmpere, 2, 96, 4, 1, 64},                                //
+    {kAmpere, 2, 128, 4, 1, 64},                               //
+    {kTuring, 2, 256, 2, 1, 16}, {kAmpere, 2, 256, 4, 1, 32},  //
+    {kAmpere, 4, 32, 4, 1, 64},  {kAmpere, 4, 64, 4, 1, 32},   //
+    {kTuring, 4, 128, 2, 1, 32}, {kAmpere, 4, 128, 4, 1, 32},  //
+    {kTuring, 4, 256, 1, 1, 16}, {kAmpere, 4, 256, 2, 1, 16},
 };
 
 // dk = ds^T q, dv = p^T dout: accumulators row_blocks * (columns + head_dim). Head size 256 runs
 // once for dk, once for dv.
 constexpr TileConfig kKeyGradTiles[] = {
-    {2, 32, 4, 1, 64},  {2, 64, 4, 1, 64},  {2, 96, 4, 1, 32},
-    {2, 128, 4, 1, 32}, {2, 256, 4, 1, 32}, {4, 32, 4, 1, 32},
-    {4, 64, 4, 1, 32},  {4, 128, 4, 1, 16}, {4, 256, 2, 1, 16},
+    {kAmpere, 2, 32, 4, 1, 64},  {kAmpere, 2, 64, 4, 1, 64},   //
+    {kAmpere, 2, 96, 4, 1, 32},                                //
+    {kAmpere, 2, 128, 4, 1, 32},                               //
+    {kTuring, 2, 256, 2, 1, 16}, {kAmpere, 2, 256, 4, 1, 32},  //
+    {kAmpere, 4, 32, 4, 1, 32},  {kAmpere, 4, 64, 4, 1, 32},   //
+    {kTuring, 4, 128, 2, 1, 16}, {kAmpere, 4, 128, 4, 1, 16},  //
+    {kTuring, 4, 256, 1, 1, 8},  {kAmpere, 4, 256, 2, 1, 16},
 };
 
 // The Hopper kernels: `groups` warpgroups of 64 rows each, and one more that starts copies
@@ -99,29 +127,30 @@ static_assert(kHopperForwardTile<128>.head_dim == 128 && kHopperForwardTile<128>
               "");
 
 template <int N>
-constexpr TileConfig find_tile(const TileConfig (&table)[N], int bytes, int head_dim) {
+constexpr TileConfig find_tile(const TileConfig (&table)[N], Gpu gpu, int bytes, int head_dim) {
   for (const TileConfig& tile : table) {
-    if (tile.bytes == bytes && tile.head_dim >= head_dim) return tile;
+    const bool fits = tile.bytes == bytes && tile.head_dim >= head_dim;
+    if (fits && (tile.gpu == gpu || tile.gpu == kAmpere)) return tile;
   }
   return TileConfig{};
 }
 
-template <class T, int D>
-constexpr TileConfig kSplitTile = find_tile(kSplitTiles, sizeof(T), D);
-template <class T, int D>
-constexpr TileConfig kForwardTile = find_tile(kForwardTiles, sizeof(T), D);
-template <class T, int D>
-constexpr TileConfig kQueryGradTile = find_tile(kQueryGradTiles, sizeof(T), D);
-template <class T, int D>
-constexpr TileConfig kKeyGradTile = find_tile(kKeyGradTiles, sizeof(T), D);
+template <class T, int D, Gpu kGpu>
+constexpr TileConfig kSplitTile = find_tile(kSplitTiles, kGpu, sizeof(T), D);
+template <class T, int D, Gpu kGpu>
+constexpr TileConfig kForwardTile = find_tile(kForwardTiles, kGpu, sizeof(T), D);
+template <class T, int D, Gpu kGpu>
+constexpr TileConfig kQueryGradTile = find_tile(kQueryGradTiles, kGpu, sizeof(T), D);
+template <class T, int D, Gpu kGpu>
+constexpr TileConfig kKeyGradTile = find_tile(kKeyGradTiles, kGpu, sizeof(T), D);
 
 // For __launch_bounds__, in which the compiler of CUDA 11.2 takes no member of a variable template.
-template <class T, int D>
-constexpr int kForwardThreads = kForwardTile<T, D>.threads();
-template <class T, int D>
-constexpr int kQueryGradThreads = kQueryGradTile<T, D>.threads();
-template <class T, int D>
-constexpr int kKeyGradThreads = kKeyGradTile<T, D>.threads();
+template <class T, int D, Gpu kGpu>
+constexpr int kForwardThreads = kForwardTile<T, D, kGpu>.threads();
+template <class T, int D, Gpu kGpu>
+constexpr int kQueryGradThreads = kQueryGradTile<T, D, kGpu>.threads();
+template <class T, int D, Gpu kGpu>
+constexpr int kKeyGradThreads = kKeyGradTile<T, D, kGpu>.threads();
 
 }  // namespace cuda
 }  // namespace alibi

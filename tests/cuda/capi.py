@@ -111,6 +111,10 @@ class Library:
         code = getattr(self.c, name)(ctypes.byref(arguments), stream)
         return str(self.c.alibi_status_name(code).decode())
 
+    def device_error(self, dtype: str) -> str:
+        """Why the GPU cannot be used for tensors of a dtype; "" if it can."""
+        return self.last_error() if self.c.alibi_device_status(DTYPES[dtype]) else ""
+
     def last_error(self) -> str:
         return str(self.c.alibi_last_error().decode())
 

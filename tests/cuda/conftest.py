@@ -17,6 +17,12 @@ def library_of_model() -> cuda_model.Model:
     return cuda_model.Model(cuda_model.build(flags=cuda_model.QUICK))
 
 
+@pytest.fixture(scope="session")
+def library_of_wide_model(library_of_model: cuda_model.Model) -> cuda_model.Model:
+    """Only the largest head size, which the other has not."""
+    return cuda_model.Model(cuda_model.build(flags=cuda_model.WIDE))
+
+
 @pytest.fixture
 def model(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
     """The CUDA kernels on the CPU, in the default schedule."""
@@ -25,11 +31,21 @@ def model(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
     library_of_model.release()
 
 
+def _gpu(library: cuda_model.Model, capability: int) -> Iterator[cuda_model.Model]:
+    before, library.capability = library.capability, capability
+    library.configure()
+    yield library
+    library.release()
+    library.capability = before
+
+
 @pytest.fixture
 def hopper(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
     """The same, on a GPU of compute capability 9.0."""
-    library_of_model.capability = 9
-    library_of_model.configure()
-    yield library_of_model
-    library_of_model.release()
-    library_of_model.capability = 8
+    yield from _gpu(library_of_model, 90)
+
+
+@pytest.fixture
+def turing(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
+    """The same, on a GPU of compute capability 7.5."""
+    yield from _gpu(library_of_model, 75)

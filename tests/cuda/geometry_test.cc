@@ -215,18 +215,43 @@ void check_swizzle() {
   }
 }
 
-void check_tile_tables() {
-  for (const auto& table : {kForwardTiles, kSplitTiles, kQueryGradTiles, kKeyGradTiles}) {
-    for (int i = 0; i < 9; ++i) {
-      const TileConfig& t = table[i];
-      const int row_bytes = t.bytes * t.head_dim;
-      expect((t.rows() + 2 * t.columns) * row_bytes <= 99 * 1024,
-             "a tile fits every GPU's shared memory", t.bytes, t.head_dim);
-      expect(t.columns * row_bytes % 128 == 0 && t.rows() * row_bytes % 128 == 0,
-             "tiles start on 128 bytes", t.bytes, t.head_dim);
-      expect(t.columns % 16 == 0 && t.head_dim % 16 == 0, "whole matrices", t.bytes, t.head_dim);
+// `row_tiles` tiles of the rows that stay and two of those that pass by lie in shared memory, and
+// `column_bytes` for every column.
+template <int N>
+void check_tile_table(const TileConfig (&table)[N], int row_tiles, int column_bytes) {
+  for (int i = 0; i < N; ++i) {
+    const TileConfig& t = table[i];
+    const int row_bytes = t.bytes * t.head_dim;
+    expect(t.columns * row_bytes % 128 == 0 && t.rows() * row_bytes % 128 == 0,
+           "tiles start on 128 bytes", t.bytes, t.head_dim);
+    expect(t.columns % (t.bytes == 2 ? 16 : 8) == 0 && t.head_dim % 16 == 0, "whole matrices",
+           t.bytes, t.head_dim);
+    const bool own = t.gpu == kTuring;
+    expect(!own || (i + 1 < N && table[i + 1].gpu == kAmpere && table[i + 1].bytes == t.bytes &&
+                    table[i + 1].head_dim == t.head_dim),
+           "a row of Turing comes before the one that it stands in for", t.bytes, t.head_dim);
+    expect(i == 0 || own || table[i - 1].bytes < t.bytes ||
+               table[i - 1].head_dim < t.head_dim + (table[i - 1].gpu == kTuring),
+           "head sizes grow", t.bytes, t.head_dim);
+    for (const Gpu gpu : {kAmpere, kTuring}) {
+      const TileConfig found = find_tile(table, gpu, t.bytes, t.head_dim);
+      expect(found.bytes == t.bytes && found.head_dim == t.head_dim, "every GPU has a row", t.bytes,
+             t.head_dim);
+      expect(gpu == kTuring || found.gpu == kAmpere, "Turing's rows are its own", t.head_dim);
+      expect(gpu == kAmpere || !own || found.gpu == kTuring, "Turing takes its own", t.head_dim);
+      const int shared =
+          (row_tiles * found.rows() + 2 * found.columns) * row_bytes + column_bytes * found.columns;
+      expect(shared <= (gpu == kTuring ? 64 : 99) * 1024, "a block fits the shared memory", shared,
+             t.bytes, t.head_dim);
     }
   }
+}
+
+void check_tile_tables() {
+  check_tile_table(kForwardTiles, 1, 0);
+  check_tile_table(kSplitTiles, 1, 0);
+  check_tile_table(kQueryGradTiles, 2, 0);
+  check_tile_table(kKeyGradTiles, 2, 8);
 }
 
 // Every key within reach of a position is kept, and no other.

@@ -29,6 +29,7 @@ FLAGS = (
 )
 # What a quick build instantiates: one head size per row width that the swizzle treats differently.
 QUICK = ("-DALIBI_HEAD_DIMS_16=32,64,96,128", "-DALIBI_HEAD_DIMS_32=32,64,128")
+WIDE = ("-DALIBI_HEAD_DIMS_16=256", "-DALIBI_HEAD_DIMS_32=256")
 # The model itself.
 MACHINE = ("machine.cc", "races.cc", "hopper.cc", "products.cc", "control.cc")
 
@@ -113,7 +114,7 @@ class Model(Library):
         self.c.simt_release.argtypes = [ctypes.c_void_p]
         self.c.simt_configure.argtypes = [ctypes.c_uint64, *[ctypes.c_int] * 5]
         self._held: list[int] = []
-        self.capability = 8  # major compute capability of the GPU; 9: Hopper
+        self.capability = 80  # ten times the compute capability: 75 is Turing, 90 Hopper
 
     def configure(
         self,

@@ -365,7 +365,7 @@ def run_library(path: str, part: str) -> None:
 def run_hopper(model: Model, backward: bool) -> None:
     from tests.cuda import test_hopper
 
-    model.capability = 9
+    model.capability = 90
     cases = mutants_hopper.BACKWARD_CASES if backward else mutants_hopper.CASES
     for seed in mutants_hopper.SEEDS:
         for case, dtype in cases:

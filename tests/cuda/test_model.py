@@ -39,11 +39,12 @@ def test_many_tiles_in_float32(model: Model, case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMALL + SHAPES + MANY_TILES, ids=str)
-def test_all_cases_under_ten_schedules(library_of_model: Model, case: Case, dtype: str) -> None:
-    if case.D > 128:
-        pytest.skip("the quick model has no head_dim above 128")
+def test_all_cases_under_ten_schedules(
+    library_of_model: Model, library_of_wide_model: Model, case: Case, dtype: str
+) -> None:
+    model = library_of_wide_model if case.D > 128 else library_of_model
     for seed in range(10) if case.Sq * case.Sk < 40_000 else range(2):
-        check(library_of_model, case, dtype, seed=seed)
+        check(model, case, dtype, seed=seed)
 
 
 SPLIT = (

@@ -8,20 +8,22 @@ namespace alibi {
 namespace cuda {
 namespace {
 
-template <class T, int D>
+template <class T, int D, Gpu kGpu>
 void run_key_grad(Call& call, const BackwardParams& params) {
-  constexpr TileConfig kTile = kKeyGradTile<T, D>;
+  constexpr TileConfig kTile = kKeyGradTile<T, D, kGpu>;
+  constexpr int kShared = kKeyGradShared<T, D, kTile.gpu>;
+  static_assert(kShared <= shared_limit(kGpu), "a block has less");
   const ProblemView& problem = params.problem;
   const int64_t blocks =
       int64_t{problem.batch} * problem.heads_kv * ceil_div(problem.len_k, kTile.rows());
   if constexpr (D <= 128) {
-    call.launch(attention_key_grad<T, D, true, true>, blocks, kTile.threads(), kKeyGradShared<T, D>,
+    call.launch(attention_key_grad<T, D, true, true, kTile.gpu>, blocks, kTile.threads(), kShared,
                 params);
   } else {  // both accumulators together would not fit the registers
-    call.launch(attention_key_grad<T, D, true, false>, blocks, kTile.threads(),
-                kKeyGradShared<T, D>, params);
-    call.launch(attention_key_grad<T, D, false, true>, blocks, kTile.threads(),
-                kKeyGradShared<T, D>, params);
+    call.launch(attention_key_grad<T, D, true, false, kTile.gpu>, blocks, kTile.threads(), kShared,
+                params);
+    call.launch(attention_key_grad<T, D, false, true, kTile.gpu>, blocks, kTile.threads(), kShared,
+                params);
   }
 }
 
@@ -38,16 +40,21 @@ void run_row_deltas(Call& call, int32_t dtype, const BackwardParams& params) {
 
 void run_backward(Call& call, int32_t dtype, const BackwardParams& params) {
   const ProblemView& problem = params.problem;
-  const bool found = dispatch(dtype, problem.head_dim, [&](auto type, auto dim) {
-    using T = decltype(type);
-    constexpr int D = decltype(dim)::value;
-    constexpr TileConfig kTile = kQueryGradTile<T, D>;
-    const int64_t heads = int64_t{problem.batch} * problem.heads_q;
-    run_row_deltas(call, dtype, params);
-    call.launch(attention_query_grad<T, D>, heads * ceil_div(problem.len_q, kTile.rows()),
-                kTile.threads(), kQueryGradShared<T, D>, params);
-    run_key_grad<T, D>(call, params);
-  });
+  const bool found =
+      dispatch(call.gpu(), dtype, problem.head_dim, [&](auto type, auto dim, auto gpu) {
+        using T = decltype(type);
+        constexpr int D = decltype(dim)::value;
+        constexpr Gpu kGpu = decltype(gpu)::value;
+        constexpr TileConfig kTile = kQueryGradTile<T, D, kGpu>;
+        constexpr int kShared = kQueryGradShared<T, D, kTile.gpu>;
+        static_assert(kShared <= shared_limit(kGpu), "a block has less");
+        const int64_t heads = int64_t{problem.batch} * problem.heads_q;
+        run_row_deltas(call, dtype, params);
+        call.launch(attention_query_grad<T, D, kTile.gpu>,
+                    heads * ceil_div(problem.len_q, kTile.rows()), kTile.threads(), kShared,
+                    params);
+        run_key_grad<T, D, kGpu>(call, params);
+      });
   if (!found) call.fail(ALIBI_UNSUPPORTED, "no kernel for this dtype and head_dim");
 }
 

@@ -18,10 +18,10 @@
 namespace alibi {
 namespace cuda {
 
-template <class T, int D>
+template <class T, int D, Gpu kGpu>
 constexpr int kKeyGradShared =
-    2 * (kKeyGradTile<T, D>.rows() + kKeyGradTile<T, D>.columns) * kRowBytes<T, D> +
-    2 * kKeyGradTile<T, D>.columns * static_cast<int>(sizeof(float));
+    2 * (kKeyGradTile<T, D, kGpu>.rows() + kKeyGradTile<T, D, kGpu>.columns) * kRowBytes<T, D> +
+    2 * kKeyGradTile<T, D, kGpu>.columns * static_cast<int>(sizeof(float));
 
 // The (query head, query tile) pairs that a block visits: the heads of the group in turn, each tile
 // that sees the keys.
@@ -105,10 +105,11 @@ __device__ __forceinline__ void weights_and_grads(float (&s)[kM][kN][4], float (
   }
 }
 
-template <class T, int D, bool kWantDk, bool kWantDv>
-__global__ void __launch_bounds__(kKeyGradThreads<T, D>, 1)
+template <class T, int D, bool kWantDk, bool kWantDv, Gpu kGpu>
+__global__ void __launch_bounds__(kKeyGradThreads<T, D, kGpu>, 1)
     attention_key_grad(const BackwardParams params) {
-  constexpr TileConfig kTile = kKeyGradTile<T, D>;
+  if (!runs_here<T>(kGpu, kKeyGradTile<T, D, kTuring>.gpu)) return wrong_gpu();
+  constexpr TileConfig kTile = kKeyGradTile<T, D, kGpu>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
                 kThreads = kTile.threads();
   const ProblemView& problem = params.problem;

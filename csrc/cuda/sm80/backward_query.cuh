@@ -20,9 +20,9 @@
 namespace alibi {
 namespace cuda {
 
-template <class T, int D>
+template <class T, int D, Gpu kGpu>
 constexpr int kQueryGradShared =
-    2 * (kQueryGradTile<T, D>.rows() + kQueryGradTile<T, D>.columns) * kRowBytes<T, D>;
+    2 * (kQueryGradTile<T, D, kGpu>.rows() + kQueryGradTile<T, D, kGpu>.columns) * kRowBytes<T, D>;
 
 // What this thread knows of its rows. Rows that see nothing, or lie beyond the tensor, get P = 0
 // from lse2 = +inf.
@@ -122,10 +122,11 @@ __device__ __forceinline__ void store_grad_rows(const TensorView& grad, const Bl
   }
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(kQueryGradThreads<T, D>, 1)
+template <class T, int D, Gpu kGpu>
+__global__ void __launch_bounds__(kQueryGradThreads<T, D, kGpu>, 1)
     attention_query_grad(const BackwardParams params) {
-  constexpr TileConfig kTile = kQueryGradTile<T, D>;
+  if (!runs_here<T>(kGpu, kQueryGradTile<T, D, kTuring>.gpu)) return wrong_gpu();
+  constexpr TileConfig kTile = kQueryGradTile<T, D, kGpu>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
                 kThreads = kTile.threads();
   const ProblemView& problem = params.problem;

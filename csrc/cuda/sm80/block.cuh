@@ -2,10 +2,19 @@
 #ifndef ALIBI_CUDA_SM80_BLOCK_CUH_
 #define ALIBI_CUDA_SM80_BLOCK_CUH_
 
+#include "../tile_config.h"
 #include "bias_mask.cuh"
 
 namespace alibi {
 namespace cuda {
+
+// Whether the GPU that this is compiled for runs the kernel of a tile made for `made_for`;
+// `of_turing` is what Turing's own row of the table says. bfloat16 needs 8.0.
+template <class T>
+__device__ __forceinline__ bool runs_here(Gpu made_for, Gpu of_turing) {
+  if (!on_turing()) return made_for == kAmpere;
+  return made_for == of_turing && !std::is_same<T, bfloat_t>::value;
+}
 
 // Blocks are numbered: tiles fastest, then heads, then batch items, so that blocks which run
 // together share keys and values in the second-level cache. Tiles count down: under a causal mask

@@ -28,6 +28,24 @@ __device__ __forceinline__ uint32_t shared_base() {
   return static_cast<uint32_t>(__cvta_generic_to_shared(alibi_shared));
 }
 
+// Whether this is compiled for compute capability 7.5.
+__device__ __forceinline__ constexpr bool on_turing() {
+#if __CUDA_ARCH__ >= 800
+  return false;
+#else
+  return true;
+#endif
+}
+// How many of the up to 16 steps of a product the compiler may write out: written out all at once
+// they hold more registers than a kernel of Turing has.
+#if __CUDA_ARCH__ >= 800
+constexpr int kUnrolledSteps = 16;
+#else
+constexpr int kUnrolledSteps = 4;
+#endif
+// Ends a kernel that was launched where it has not been compiled.
+__device__ __forceinline__ void wrong_gpu() { asm volatile("trap;"); }
+
 // 2^x; 0 below the normal range.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
@@ -143,7 +161,7 @@ __device__ __forceinline__ void multiply_16816(float (&c)[4], const uint32_t (&a
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-  asm volatile("trap;");  // entry.cu refuses bfloat16 there
+  wrong_gpu();  // entry.cu refuses bfloat16 there
 #endif
 }
 

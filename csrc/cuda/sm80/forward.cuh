@@ -30,13 +30,14 @@ namespace alibi {
 namespace cuda {
 
 // kSplit: several blocks share the keys of a query tile, see split.cuh.
-template <class T, int D, bool kSplit>
-constexpr TileConfig kWalkTile = kSplit ? kSplitTile<T, D> : kForwardTile<T, D>;
-template <class T, int D, bool kSplit>
-constexpr int kWalkThreads = kWalkTile<T, D, kSplit>.threads();
-template <class T, int D, bool kSplit>
+template <class T, int D, bool kSplit, Gpu kGpu>
+constexpr TileConfig kWalkTile = kSplit ? kSplitTile<T, D, kGpu> : kForwardTile<T, D, kGpu>;
+template <class T, int D, bool kSplit, Gpu kGpu>
+constexpr int kWalkThreads = kWalkTile<T, D, kSplit, kGpu>.threads();
+template <class T, int D, bool kSplit, Gpu kGpu>
 constexpr int kForwardShared =
-    (kWalkTile<T, D, kSplit>.rows() + 2 * kWalkTile<T, D, kSplit>.columns) * kRowBytes<T, D>;
+    (kWalkTile<T, D, kSplit, kGpu>.rows() + 2 * kWalkTile<T, D, kSplit, kGpu>.columns) *
+    kRowBytes<T, D>;
 
 // Norm of row `row` of a tile, the same in the four lanes of a quad, which add up a quarter of the
 // pieces each.
@@ -105,10 +106,11 @@ __device__ __forceinline__ Pruner<kM> make_pruner(const ForwardParams& params,
   return pruner;
 }
 
-template <class T, int D, bool kSplit>
-__global__ void __launch_bounds__(kWalkThreads<T, D, kSplit>, 1)
+template <class T, int D, bool kSplit, Gpu kGpu>
+__global__ void __launch_bounds__(kWalkThreads<T, D, kSplit, kGpu>, 1)
     attention_forward(const ForwardParams params) {
-  constexpr TileConfig kTile = kWalkTile<T, D, kSplit>;
+  if (!runs_here<T>(kGpu, kWalkTile<T, D, kSplit, kTuring>.gpu)) return wrong_gpu();
+  constexpr TileConfig kTile = kWalkTile<T, D, kSplit, kGpu>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
                 kThreads = kTile.threads();
   const ProblemView& problem = params.problem;

@@ -45,10 +45,12 @@ void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, i
   call.launch(sum_slopes<double>, heads, 32, 0, parts, dslopes, count);
 }
 
-int query_grad_tiles(int32_t dtype, int head_dim, int len_q) {
+int query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q) {
   int tiles = 0;
-  dispatch(dtype, head_dim, [&](auto type, auto dim) {
-    tiles = ceil_div(len_q, kQueryGradTile<decltype(type), decltype(dim)::value>.rows());
+  dispatch(call.gpu(), dtype, head_dim, [&](auto type, auto dim, auto gpu) {
+    using T = decltype(type);
+    constexpr int D = decltype(dim)::value;
+    tiles = ceil_div(len_q, kQueryGradTile<T, D, decltype(gpu)::value>.rows());
   });
   return tiles;
 }

@@ -38,17 +38,18 @@ struct RowSource {
   int head_dim;
 };
 
-// Starts the copy of rows [row0, row0 + kRows) into a tile. All threads of the block take part.
-template <class T, int D, int kRows, int kThreads>
-__device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& source, int row0) {
+// Starts the copy of pieces [piece0, piece0 + kAcross) of rows [row0, row0 + kRows) into a tile.
+template <class T, int D, int kRows, int kThreads, int kAcross>
+__device__ __forceinline__ void load_strip(uint32_t tile, const RowSource<T>& source, int row0,
+                                           int piece0) {
   constexpr int kRowPieces = kPieces<T, D>;
   constexpr int kFit =
-      kThreads / kRowPieces;  // rows that the threads can copy at once, below as a power of two
+      kThreads / kAcross;  // rows that the threads can copy at once, below as a power of two
   constexpr int kStep = kFit >= 16 ? 16 : kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
   static_assert(kRows % kStep == 0 && kFit >= 1, "a tile must be whole passes of the block");
   const int thread = static_cast<int>(threadIdx.x);
-  const int first = thread / kRowPieces;
-  const int piece = thread % kRowPieces;
+  const int first = thread / kAcross;
+  const int piece = piece0 + thread % kAcross;
   if (first >= kStep) return;
   const int count = most(0, least(source.head_dim - piece * kPiece<T>, kPiece<T>));
   int row = row0 + first;
@@ -61,6 +62,16 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& sou
     row += kStep;
     from += kStep * source.stride;
   }
+}
+
+// Starts the copy of rows [row0, row0 + kRows) into a tile. All threads of the block take part; a
+// block with fewer threads than a row has pieces goes over the rows more than once.
+template <class T, int D, int kRows, int kThreads>
+__device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& source, int row0) {
+  constexpr int kAcross = least(kPieces<T, D>, kThreads);
+#pragma unroll
+  for (int piece = 0; piece < kPieces<T, D>; piece += kAcross)
+    load_strip<T, D, kRows, kThreads, kAcross>(tile, source, row0, piece);
 }
 
 template <int kM, int kN>
@@ -84,7 +95,7 @@ __device__ __forceinline__ void multiply_tiles(float (&s)[kM][kN][4], uint32_t a
     // first.
     const uint32_t a0 = a + tile_offset(row0 + lane % 16, lane / 16, kRowPieces);
     const uint32_t b0 = b + tile_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2, kRowPieces);
-#pragma unroll
+#pragma unroll kUnrolledSteps
     for (int k = 0; k < D / 16; ++k) {
       uint32_t left[kM][4];
 #pragma unroll

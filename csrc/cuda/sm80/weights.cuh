@@ -18,14 +18,14 @@
 namespace alibi {
 namespace cuda {
 
-template <class T, int D>
+template <class T, int D, Gpu kGpu>
 constexpr int kWeightsForwardShared =
-    (kForwardTile<T, D>.rows() + kForwardTile<T, D>.columns) * kRowBytes<T, D>;
+    (kForwardTile<T, D, kGpu>.rows() + kForwardTile<T, D, kGpu>.columns) * kRowBytes<T, D>;
 // At least one float per warp, for the slope sums.
-template <class T, int D>
-constexpr int kWeightsQueryGradShared = kQueryGradTile<T, D>.columns * kRowBytes<T, D>;
-template <class T, int D>
-constexpr int kWeightsKeyGradShared = kKeyGradTile<T, D>.columns * kRowBytes<T, D>;
+template <class T, int D, Gpu kGpu>
+constexpr int kWeightsQueryGradShared = kQueryGradTile<T, D, kGpu>.columns * kRowBytes<T, D>;
+template <class T, int D, Gpu kGpu>
+constexpr int kWeightsKeyGradShared = kKeyGradTile<T, D, kGpu>.columns * kRowBytes<T, D>;
 
 // Fetches a tile for the whole block and waits for it. The caller sees to it that the old one has
 // been read.
@@ -57,10 +57,11 @@ __device__ __forceinline__ void store_weights(const WeightsForwardParams& params
   }
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(kForwardThreads<T, D>, 1)
+template <class T, int D, Gpu kGpu>
+__global__ void __launch_bounds__(kForwardThreads<T, D, kGpu>, 1)
     weights_forward(const WeightsForwardParams params) {
-  constexpr TileConfig kTile = kForwardTile<T, D>;
+  if (!runs_here<T>(kGpu, kForwardTile<T, D, kTuring>.gpu)) return wrong_gpu();
+  constexpr TileConfig kTile = kForwardTile<T, D, kGpu>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
                 kThreads = kTile.threads();
   const ProblemView& problem = params.problem;
@@ -141,10 +142,11 @@ __device__ __forceinline__ float slope_share(const float (&ds)[kM][kN][4], const
   return sum;
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(kQueryGradThreads<T, D>, 1)
+template <class T, int D, Gpu kGpu>
+__global__ void __launch_bounds__(kQueryGradThreads<T, D, kGpu>, 1)
     weights_query_grad(const WeightsBackwardParams params) {
-  constexpr TileConfig kTile = kQueryGradTile<T, D>;
+  if (!runs_here<T>(kGpu, kQueryGradTile<T, D, kTuring>.gpu)) return wrong_gpu();
+  constexpr TileConfig kTile = kQueryGradTile<T, D, kGpu>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
                 kThreads = kTile.threads();
   const ProblemView& problem = params.problem;
@@ -168,10 +170,11 @@ __global__ void __launch_bounds__(kQueryGradThreads<T, D>, 1)
   store_slope_part<kRows>(params.slope_parts, problem, task.place, slope_sum, shared_base());
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(kKeyGradThreads<T, D>, 1)
+template <class T, int D, Gpu kGpu>
+__global__ void __launch_bounds__(kKeyGradThreads<T, D, kGpu>, 1)
     weights_key_grad(const WeightsBackwardParams params) {
-  constexpr TileConfig kTile = kKeyGradTile<T, D>;
+  if (!runs_here<T>(kGpu, kKeyGradTile<T, D, kTuring>.gpu)) return wrong_gpu();
+  constexpr TileConfig kTile = kKeyGradTile<T, D, kGpu>;
   constexpr int kM = kTile.row_blocks, kRows = kTile.rows(), kColumns = kTile.columns,
                 kThreads = kTile.threads();
   const ProblemView& problem = params.problem;

@@ -47,7 +47,7 @@ bool hopper_takes_backward(const Call& call, int32_t dtype, const BackwardParams
   return hopper_takes(call, dtype, params.problem, {params.q, params.dout}, {params.k, params.v});
 }
 
-int hopper_query_grad_tiles(int32_t, int head_dim, int len_q) {
+int hopper_query_grad_tiles(const Call&, int32_t, int head_dim, int len_q) {
   return ceil_div(
       len_q, head_dim == 64 ? kHopperQueryGradTile<64>.rows() : kHopperQueryGradTile<128>.rows());
 }

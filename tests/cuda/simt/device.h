@@ -88,6 +88,10 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline uint32_t shared_base() { return simt::config.shared_base; }
 
+inline bool on_turing() { return simt::config.capability < 80; }
+inline void wrong_gpu() { simt::fail("a kernel made for another GPU was launched"); }
+constexpr int kUnrolledSteps = 16;
+
 inline float exp2_fast(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
 // The target holds NaN until the copy lands: at once, at some wait, or at the last wait that allows

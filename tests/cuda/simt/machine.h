@@ -34,7 +34,7 @@ struct Config {
   bool naive =
       false;  // copies land at once, nothing is poisoned: only to show what that would miss
   int multiprocessors = 1;   // what the kernels are told
-  int capability = 8;        // 9: a Hopper GPU, see hopper.h
+  int capability = 80;       // ten times: 75 is Turing, 90 is Hopper (hopper.h)
   uint32_t shared_base = 0;  // where the block's shared memory starts
 };
 

@@ -60,7 +60,7 @@ void note_write(uint32_t address, int bytes, const char* what, bool pending, int
       race(what, "writes", i, "with no async proxy fence since a store");
     s.writer = by_thread ? me : agent;
     s.written = pending ? kPending : clock.at[me];
-    s.unfenced = by_thread && config.capability >= 9;
+    s.unfenced = by_thread && config.capability >= 90;
     if (s.unfenced) machine.current->unfenced.push_back(i);
   }
 }

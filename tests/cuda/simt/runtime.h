@@ -17,6 +17,7 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMultiProcessorCount
 };
@@ -55,10 +56,11 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const bool hopper = simt::config.capability >= 9;
-  if (attribute == cudaDevAttrComputeCapabilityMajor) *value = simt::config.capability;
+  const int capability = simt::config.capability;
+  if (attribute == cudaDevAttrComputeCapabilityMajor) *value = capability / 10;
+  if (attribute == cudaDevAttrComputeCapabilityMinor) *value = capability % 10;
   if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
-    *value = hopper ? 227 * 1024 : 99 * 1024;  // 99: of sm_86 and sm_89
+    *value = (capability >= 90 ? 227 : capability >= 80 ? 99 : 64) * 1024;  // 99: sm_86 and sm_89
   if (attribute == cudaDevAttrMultiProcessorCount) *value = simt::config.multiprocessors;
   return cudaSuccess;
 }

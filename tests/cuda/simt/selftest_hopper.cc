@@ -111,7 +111,7 @@ int failures = 0;
 // `run` launches and says whether the values are right.
 void expect(const char* what, bool right, const std::function<bool()>& run) {
   for (uint64_t seed = 0; seed < 6; ++seed) {
-    simt::config = {seed, true, false, 1, 9, 0};
+    simt::config = {seed, true, false, 1, 90, 0};
     const bool passed = run();
     if (passed == right) continue;
     ++failures;
