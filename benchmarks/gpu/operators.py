@@ -54,9 +54,11 @@ class Calls:
         self.q, self.k, self.v, self.dout, self.dlse = map(
             arrays.of, (x.q, x.k, x.v, x.dout, x.dlse)
         )
-        # Fixed slopes are an attribute; otherwise they are an operand, and get a gradient.
-        self.trained = "slopes" not in self.attributes
-        self.modes = [arrays.of(x.slopes)] if self.trained else []
+        # Slopes are an attribute on the host; an operand otherwise, which gets a gradient unless the
+        # attribute fixed_slopes says that it is a constant.
+        operand = "slopes" not in self.attributes
+        self.trained = operand and not self.attributes.get("fixed_slopes", False)
+        self.modes = [arrays.of(x.slopes)] if operand else []
         self.modes += [] if x.spans is None else [arrays.of(x.spans)]
 
     def bind(

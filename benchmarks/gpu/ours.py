@@ -1,4 +1,8 @@
-"""Our kernels as a provider, called as MindSpore calls them: dense, and pruned by the bound."""
+"""Our kernels as a provider, called as MindSpore calls them: dense, and pruned by the bound.
+
+Slopes are constants (`fixed_slopes`), so the backward computes what the peers compute, none of which
+has a gradient for slopes. What that gradient costs is a row of its own, in training only.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +27,22 @@ def _inputs(case: Case, values: Arrays) -> tests_cases.Inputs:
     return tests_cases.Inputs(q, k, v, case.slopes.astype(np.float32), None, dout, dlse)
 
 
-def prepare(case: Case, values: Arrays, library: Path, place: Any, prune: bool) -> GpuPrepared:
+def prepare(
+    case: Case, values: Arrays, library: Path, place: Any, prune: bool, trained: bool = False
+) -> GpuPrepared:
     same = tests_cases.Case(
         "timed",
         *(case.batch, case.heads, case.heads, case.queries, case.keys, case.head_dim),
         causal=case.causal,
     )
-    calls = Calls(library, memory.Arrays(place), same, case.dtype, _inputs(case, values), prune)
+    arrays, x = memory.Arrays(place), _inputs(case, values)
+    calls = Calls(library, arrays, same, case.dtype, x, prune, fixed_slopes=not trained)
     tensors = [calls.q, calls.k, calls.v, *calls.modes]
     forward, results = calls.bind("AlibiAttentionFwd", tensors, [calls.type, np.float32])
     if case.mode != TRAINING:
         return GpuPrepared(forward, lambda: _arrays(place, forward, results[:1]))
     inputs = [*tensors, *results, calls.dout, calls.dlse]
-    dtypes = [calls.type] * 3 + [np.float32]
+    dtypes = [calls.type] * 3 + [np.float32] * calls.trained
     backward, gradients = calls.bind("AlibiAttentionBwd", inputs, dtypes)
 
     def both() -> None:
@@ -54,11 +61,18 @@ def _arrays(place: Any, run: Any, arrays: list[Any]) -> Arrays:
 
 
 def providers(library: Path, place: Any) -> list[Provider]:
-    def row(name: str, prune: bool, note: str) -> Provider:
-        make = partial(prepare, library=library, place=place, prune=prune)
-        return Provider(name, "ours", "ctypes", make, lambda case: [], note)
+    def row(name: str, prune: bool, trained: bool, note: str) -> Provider:
+        make = partial(prepare, library=library, place=place, prune=prune, trained=trained)
+
+        def against(case: Case) -> list[str]:
+            same = trained and case.mode != TRAINING
+            return ["the same as without: only a backward has a gradient"] if same else []
+
+        return Provider(name, "ours", "ctypes", make, against, note)
 
     return [
-        row("ours, dense", False, "prune off; the backward has the slopes' gradient"),
-        row("ours, pruned", True, "prune on; the backward has the slopes' gradient"),
+        row("ours, dense", False, False, "prune off; slopes are constants"),
+        row("ours, pruned", True, False, "prune on; slopes are constants"),
+        row("ours, dense, with dslopes", False, True, "prune off; and the slopes' gradient"),
+        row("ours, pruned, with dslopes", True, True, "prune on; and the slopes' gradient"),
     ]

@@ -159,13 +159,20 @@ def test_an_operators_words_arrive() -> None:
 
 
 def test_fixed_slopes_are_an_attribute() -> None:
-    """On the host; a library whose kernels read device memory takes an operand."""
+    """On the host; a library whose kernels read device memory takes an operand, which may be a
+    constant too."""
     x = make_inputs(CASE)
     arrays = Arrays(HostMemory())
     trained = Calls(LIBRARY, arrays, CASE, "float32", x)
-    fixed = Calls(LIBRARY, arrays, CASE, "float32", x, slopes=tuple(map(float, x.slopes)))
-    np.testing.assert_array_equal(trained.forward()[0], fixed.forward()[0])
-    assert (len(trained.backward()), len(fixed.backward())) == (4, 3)
+    out, grads = trained.forward()[0], trained.backward()
+    assert len(grads) == 4
+    for more in ({"slopes": tuple(map(float, x.slopes))}, {"fixed_slopes": True}):
+        fixed = Calls(LIBRARY, arrays, CASE, "float32", x, **more)
+        np.testing.assert_array_equal(fixed.forward()[0], out)
+        found = fixed.backward()
+        assert len(found) == 3
+        for got, want in zip(found, grads, strict=False):
+            np.testing.assert_array_equal(got, want)
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, file: Path, *more: str) -> list[list[str]]:
