@@ -7,6 +7,7 @@ kernels. The rows of Ascend are in test_ascend_rows.py.
 
 # No `from __future__ import annotations`: mixed precision O1 rewrites classes of a module.
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import alibi_kernels
 from alibi_kernels import _library, contract, custom, ops, registry, rows
 from tests import oracle
 from tests.cases import SITUATIONS, SMALL
+from tests.cuda.model import QUICK, Model, build
 from tests.custom_tools import ROOT, normal, run_python
 from tests.test_custom_gradients import second_order
 from tests.test_custom_modes import check
@@ -51,8 +53,8 @@ def cuda(ms, monkeypatch):
     assert made, "the test never reached the row"
 
 
-def signature(**options):
-    x = contract.Spec((1, 2, 4, 8), "float32")
+def signature(dtype="float32", **options):
+    x = contract.Spec((1, 2, 4, 8), dtype)
     slopes = contract.Spec((2,), "float32")
     return contract.validate_attention(x, x, x, slopes, fixed_slopes=True, **options)
 
@@ -219,6 +221,33 @@ def test_the_gpu_library_says_why_it_cannot_run(ms, monkeypatch):
     assert rows.cuda_reasons(signature()) == []
     assert registry.select(signature()).name == "cuda"
     assert "cuda: runs it, as cuda-sm" in registry.explain_signature(signature())
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "said"),
+    [
+        (75, "float16", None),
+        (75, "bfloat16", r"compute capability 7\.5, and bfloat16 needs 8\.0 or later; use float16"),
+        (86, "bfloat16", None),
+        (70, "float16", r'compute capability 7\.0, .* built for 7\.5 and later; use backend "ref'),
+    ],
+)
+def test_what_the_row_says_of_an_old_gpu(ms, monkeypatch, capability, dtype, said):
+    """The library is the CPU model of a GPU: entry.cu is asked as in the real one."""
+    if shutil.which("g++") is None:
+        pytest.skip("the CPU model of the CUDA kernels needs g++")
+    model = Model(build(flags=QUICK))
+    model.capability = capability
+    model.configure()
+    library = _library.Library("cuda", str(model.path), {"architectures": [750, 800, 900]})
+    monkeypatch.setattr(rows, "device_target", lambda: "GPU")
+    monkeypatch.setattr(_library, "load", lambda name: library)
+    reasons = rows.cuda_reasons(signature(dtype))
+    if said is None:
+        assert reasons == []
+    else:
+        (reason,) = reasons
+        assert re.match(rf"the library cannot use the GPU \(this GPU has {said}", reason)
 
 
 # Calls the GPU kernels on the device CPU, whose memory they could not read.

@@ -99,6 +99,7 @@ class Library:
     """A loaded kernel library."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.c = ctypes.CDLL(str(path))
         for name in ("alibi_status_name", "alibi_last_error", "alibi_build_info"):
             getattr(self.c, name).restype = ctypes.c_char_p
