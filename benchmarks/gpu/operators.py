@@ -54,8 +54,8 @@ class Calls:
         self.q, self.k, self.v, self.dout, self.dlse = map(
             arrays.of, (x.q, x.k, x.v, x.dout, x.dlse)
         )
-        # Slopes are an attribute on the host; an operand otherwise, which gets a gradient unless the
-        # attribute fixed_slopes says that it is a constant.
+        # Slopes are an attribute on the host; an operand otherwise, which gets a gradient unless
+        # the attribute fixed_slopes says that it is a constant.
         operand = "slopes" not in self.attributes
         self.trained = operand and not self.attributes.get("fixed_slopes", False)
         self.modes = [arrays.of(x.slopes)] if operand else []

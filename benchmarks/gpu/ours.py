@@ -1,7 +1,7 @@
 """Our kernels as a provider, called as MindSpore calls them: dense, and pruned by the bound.
 
-Slopes are constants (`fixed_slopes`), so the backward computes what the peers compute, none of which
-has a gradient for slopes. What that gradient costs is a row of its own, in training only.
+Slopes are constants (`fixed_slopes`), so the backward computes what the peers compute, none of
+which has a gradient for slopes. What that gradient costs is a row of its own, in training only.
 """
 
 from __future__ import annotations

@@ -30,7 +30,68 @@ BUILD = ROOT / "build" / "conformance"
 GOLDEN = ROOT / "tests" / "data" / "cuda_conformance"
 SM90_HEADER = ROOT / "csrc" / "cuda" / "sm90" / "device.cuh"
 SM90_MODEL = MODEL / "simt" / "hopper_device.h"
-THREADS = 128  # of the sm90 probes, but for barrier_phases
+THREADS = 128  # of the sm90 probes, but for barrier_phases and registers
+
+# What the CPU model does in place of an instruction, and the probes that show what a GPU does.
+# Tests hold these names to be those of the model, of the wrappers in device.cuh, and of what the
+# kernels call. Nothing that the kernels leave alone (stmatrix, stores and reductions by the copy
+# engine) is in the model.
+INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "sm80": {
+        "__syncthreads": ("async_copies",),
+        "__syncthreads_and": ("votes",),
+        "__syncwarp": ("warp_barrier",),
+        "__all_sync": ("votes",),
+        "__shfl_sync": ("shuffles",),
+        "__shfl_xor_sync": ("shuffles",),
+        "atomicMax": ("atomic_maximum",),
+        "shared_base": ("shared_vectors",),
+        "load_shared": ("shared_vectors",),
+        "store_shared": ("shared_vectors",),
+        "copy_async": ("async_copies",),
+        "copy_commit": ("async_copies",),
+        "copy_wait": ("async_copies",),
+        "load_matrices": ("matrices", "matrices_transposed"),
+        "multiply_16816": (
+            *("product_float16_exact", "product_float16"),
+            *("product_bfloat16_exact", "product_bfloat16"),
+        ),
+        "exp2_fast": ("powers_of_two",),
+        "to_float": ("rounding_float16", "rounding_bfloat16"),
+        "from_float": ("rounding_float16", "rounding_bfloat16"),
+        "pack": ("rounding_float16", "rounding_bfloat16"),
+        "unpack": ("rounding_float16", "rounding_bfloat16"),
+    },
+    "sm90": {
+        "barrier_init": ("box", "barrier_phases"),
+        "barrier_init_fence": ("box", "barrier_phases"),
+        "barrier_arrive": ("barrier_phases",),
+        "barrier_arrive_expect": ("box",),
+        "barrier_wait": ("box",),
+        "named_sync": ("named_barriers",),
+        "named_arrive": ("named_barriers",),
+        "copy_box": ("box",),
+        "store_shared_zeros": ("zeros",),
+        "fence_async_proxy": ("box", "rows_float16"),
+        "release_registers": ("registers",),
+        "acquire_registers": ("registers",),
+        "products_fence": ("rows_float16",),
+        "products_commit": ("rows_float16",),
+        "products_wait": ("rows_float16",),
+        "matrix_descriptor": ("rows_float16", "columns_float16", "held_float16"),
+        "multiply_shared": (
+            *("rows_float16", "rows_bfloat16", "columns_float16", "columns_bfloat16"),
+        ),
+        "multiply_held": ("held_float16", "held_bfloat16"),
+    },
+}
+NO_PROBE = {
+    "on_turing": "what the code was compiled for",
+    "wrong_gpu": "ends a kernel that was launched by mistake",
+    "prefetch_map": "a hint: no result depends on it",
+    "pin_registers": "for the compiler: no instruction",
+    "barrier_try_wait": "the model waits in barrier_wait; barrier_phases asks it on a GPU",
+}
 
 Probe = dict[str, str]
 Document = dict[str, Any]  # {"platform", "probes": {name: {"compare", "in", "out"}}}
@@ -172,12 +233,30 @@ def _phases(probe: Probe, _: str) -> Any:
     return out
 
 
+def _named(probe: Probe, _: str) -> Any:
+    return words(probe["in"])[np.arange(THREADS) ^ 64]
+
+
+def _zeros(probe: Probe, _: str) -> Any:
+    """Piece by piece, with thread t reading that of t + 1."""
+    pieces = words(probe["in"]).reshape(4, THREADS).copy()
+    pieces[:, ::3] = 0
+    return np.roll(pieces, -1, axis=1).ravel()
+
+
+def _registers(probe: Probe, _: str) -> Any:
+    return words(probe["in"])
+
+
 _SM90: dict[str, Callable[[Probe, str], Any]] = {
     "rows": _rows,
     "columns": _columns,
     "held": _held,
     "box": _box,
     "barrier": _phases,
+    "named": _named,
+    "zeros": _zeros,
+    "registers": _registers,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def test_the_model_of_hopper_does_what_the_manual_says() -> None:
     program = conformance.build_model("sm90")
     for seed in ("0", "1"):
         document = conformance.run(program, seed)
-        assert len(document["probes"]) >= 7
+        every = {name for names in conformance.INSTRUCTIONS["sm90"].values() for name in names}
+        assert document["probes"].keys() == every - {"barrier_phases"}
         assert differences(document, conformance.arithmetic(document)) == []
 
 
@@ -169,6 +171,60 @@ def test_the_arithmetic_of_hopper_is_what_loops_say() -> None:
     box = words(document["probes"]["box"]["out"]).view(np.uint16).reshape(16, 8, 8)
     assert box[3, 1 ^ 3, 5] == tensor[8 + 3, 64 + 8 + 5]
     assert not box[12:].any()
+
+
+CUDA = conformance.ROOT / "csrc" / "cuda"
+SIMT = conformance.MODEL / "simt"
+BUILTINS = r"__(?:sync|shfl|all|any|ballot|match|reduce)\w*|atomic\w+"
+
+
+def _names(pattern: str, *files: Path) -> set[str]:
+    found: set[str] = set()
+    for file in files:
+        code = re.sub(r"//.*", "", file.read_text())
+        found |= set(re.findall(pattern, code, re.MULTILINE))
+    return found
+
+
+def _kernels(folder: str) -> list[Path]:
+    """Where kernels of a folder call instructions, and do not define them."""
+    return [p for p in (CUDA / folder).glob("*.cuh") if p.name != "device.cuh"]
+
+
+def test_the_table_names_what_the_model_has_and_what_the_kernels_call() -> None:
+    """Three lists that are one: an instruction in one of them alone has no evidence."""
+    table = {name for part in conformance.INSTRUCTIONS.values() for name in part}
+    assert not table & conformance.NO_PROBE.keys()
+    known = table | conformance.NO_PROBE.keys()
+    headers = SIMT / "device.h", SIMT / "hopper_device.h"
+    definition = r"^(?:inline )?(?!return|else|namespace)[\w:]+ (\w+)\([^;{]*\) \{"
+    assert _names(definition, *headers) - {"exchange", "land"} == known - {"barrier_try_wait"}
+    wrappers = CUDA / "sm80" / "device.cuh", CUDA / "sm90" / "device.cuh"
+    wrapped = _names(r"__forceinline__ (?:constexpr )?\w+ (\w+)\(", *wrappers)
+    called = _names(rf"\b({BUILTINS})\(", *_kernels("sm80"), *_kernels("sm90"))
+    assert wrapped | called == known
+    used = _names(r"\b(\w+)(?:<[^<>()]*>)?\(", *_kernels("sm80"), *_kernels("sm90"))
+    assert table - used == set()
+
+
+@pytest.mark.parametrize("name", ["sm80", "sm90"])
+def test_every_instruction_has_a_probe_that_calls_it(name: str) -> None:
+    """Directly, or in a function that the probe calls."""
+    code = (conformance.SOURCES / f"{name}.cu").read_text()
+    code = re.sub(r"__launch_bounds__\(.*?\)", "", code)
+    bodies = {}
+    for block in re.split(r"\n(?=\S)", code):
+        if found := re.search(r"\b(\w+)\((?:const|uint|float|.*\) \{)", block):
+            bodies[found[1]] = block
+    rows = dict(re.findall(r'\{"(\w+)", (\w+)', code))
+    for instruction, probes in conformance.INSTRUCTIONS[name].items():
+        assert probes, instruction
+        for probe in probes:
+            body = bodies[rows[probe]]
+            body += "".join(b for n, b in bodies.items() if re.search(rf"\b{n}\b", body))
+            assert re.search(rf"\b{instruction}\b", body.split("(", 1)[1]), (instruction, probe)
+    named = {probe for probes in conformance.INSTRUCTIONS[name].values() for probe in probes}
+    assert named == set(rows)
 
 
 @needs_nvcc

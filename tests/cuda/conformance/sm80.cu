@@ -52,6 +52,17 @@ __global__ void atomic_maximum(const uint32_t* in, uint32_t* out) {
   if (lane.id != 0) lane.put(0u);
 }
 
+// Words that another lane has stored, ordered by the barrier of the warp alone.
+__global__ void warp_barrier(const uint32_t* in, uint32_t* out) {
+  Lane lane(in, out);
+  const uint32_t base = shared_base();
+  store_shared(base + static_cast<uint32_t>(lane.id) * 4, lane.get_float(0));
+  __syncwarp();
+  float x;
+  load_shared(x, base + static_cast<uint32_t>(lane.id ^ 21) * 4);
+  lane.put(x);
+}
+
 // Two groups of copies of 0 to 16 bytes over shared memory that holds something else.
 __global__ void async_copies(const uint32_t* in, uint32_t* out) {
   Lane lane(in, out);
@@ -139,6 +150,7 @@ constexpr Probe kProbes[] = {
     {"shuffles", shuffles, kWords, kExact, 32, 0, 1, 9},
     {"votes", votes, kWords, kExact, 96, 0, 1, 3},
     {"atomic_maximum", atomic_maximum, kWords, kExact, 64, 0, 1, 1},
+    {"warp_barrier", warp_barrier, kWords, kExact, 64, 256, 1, 1},
     {"async_copies", async_copies, kWords, kExact, 32, 1024, 8, 8},
     {"shared_vectors", shared_vectors, kWords, kExact, 32, 512, 4, 6},
     {"matrices", matrices<false>, kWords, kExact, 32, 512, 4, 4},

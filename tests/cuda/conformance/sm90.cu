@@ -1,5 +1,5 @@
 // One probe for every kind of work that the Hopper kernels leave to the copy engine and to the
-// tensor cores: phases of mbarriers, a box with the 128-byte swizzle that reaches beyond its tensor,
+// tensor cores, or do together: named barriers, registers, phases of mbarriers, a box with the 128-byte swizzle that reaches beyond its tensor,
 // and products with each storage order that a descriptor can name. Needs sm_90a.
 //
 // What must come out is arithmetic on small integers and a permutation of bytes, so conformance.py
@@ -103,6 +103,43 @@ __global__ void product_held(const uint32_t* in, uint32_t* out) {
   put_all(out, d);
 }
 
+// Each half of the block stores its words and passes one barrier by, then waits at the other for the
+// words of the other half.
+__global__ void named_barriers(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base();
+  const int thread = static_cast<int>(threadIdx.x), half = thread / 64;
+  store_shared(base + static_cast<uint32_t>(thread) * 4, __uint_as_float(in[thread]));
+  named_arrive(1 + half, kThreads);
+  named_sync(2 - half, kThreads);
+  out[thread] = shared_word(base + static_cast<uint32_t>(thread ^ 64) * 4);
+}
+
+// Every third thread clears its 16 bytes; each reads the piece of the next thread.
+__global__ void zeros(const uint32_t* in, uint32_t* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const uint32_t mine = shared_base() + static_cast<uint32_t>(thread) * 16;
+  for (int i = 0; i < 4; ++i)
+    store_shared(mine + static_cast<uint32_t>(i) * 4, __uint_as_float(in[i * kThreads + thread]));
+  if (thread % 3 == 0) store_shared_zeros(mine);
+  __syncthreads();
+  for (int i = 0; i < 4; ++i)
+    out[i * kThreads + thread] =
+        shared_word(shared_base() + static_cast<uint32_t>((thread + 1) % kThreads * 16 + i * 4));
+}
+
+// One warpgroup gives registers back, so that two others can have more than their share; what
+// registers hold stays.
+__global__ void __launch_bounds__(3 * kThreads, 1) registers(const uint32_t* in, uint32_t* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const uint32_t held = in[thread];
+  if (thread < kThreads) {
+    release_registers<24>();
+  } else {
+    acquire_registers<240>();
+  }
+  out[thread] = held;
+}
+
 #ifndef ALIBI_CPU_MODEL
 // The answer to "has the phase of this parity ended?" while a barrier for two arrivals goes through
 // two phases.
@@ -193,6 +230,9 @@ constexpr Probe kProbes[] = {
 #ifndef ALIBI_CPU_MODEL  // which waits, but does not ask
     {"barrier_phases", barrier_phases, kWords, kExact, 32, 64, 1, 1},
 #endif
+    {"named_barriers", named_barriers, kWords, kExact, kThreads, kThreads * 4, 1, 1},
+    {"zeros", zeros, kWords, kExact, kThreads, kThreads * 16, 4, 4},
+    {"registers", registers, kWords, kExact, 3 * kThreads, 0, 1, 1},
     {"box", box, kWords, kExact, kThreads, kShared, 7, 4, encode_map},
     {"rows_float16", product_rows<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},
     {"rows_bfloat16", product_rows<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 32, 32},
