@@ -46,7 +46,7 @@ def test_spills_and_warnings_are_read_from_the_report() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["sm80/forward", "sm80/backward"])
-@pytest.mark.parametrize("architecture", ["75", "86", "89"])
+@pytest.mark.parametrize("architecture", ["86", "89"])
 def test_architectures_outside_the_default_build(source: str, architecture: str) -> None:
     """head_dim 64; docs/design/0023 says what was compiled besides, with what outcome."""
     if not toolkits():

@@ -61,7 +61,7 @@ def test_it_says_what_it_is(library: Library) -> None:
     info = json.loads(library.c.alibi_build_info())
     assert info["backend"] == "cuda"
     assert info["abi"] == library.c.alibi_abi_version() == 2
-    assert {800, 900} <= set(info["architectures"])
+    assert {750, 800, 900} <= set(info["architectures"])
     assert info["implementations"] == ["cuda-sm90", "cuda-sm80"]
 
 
@@ -141,16 +141,48 @@ def assert_no_spills(name: str, kernel: str) -> None:
     assert "LDL" not in kernel, name
 
 
+def kernels_and_stubs(architecture: str) -> tuple[dict[str, str], set[str]]:
+    """Kernels by mangled name; names of those that an architecture leaves to another, whose code is
+    one trap."""
+    every = attention_kernels(architecture)
+    stubs = {name for name, code in every.items() if "BPT.TRAP" in code}
+    assert all(len(every[name].splitlines()) < 100 for name in stubs)
+    return {name: code for name, code in every.items() if name not in stubs}, stubs
+
+
+# The last template argument: whose tiles a kernel was made with (enum Gpu in tile_config.h).
+AMPERE, TURING = "LNS0_3GpuE0E", "LNS0_3GpuE1E"
+
+
 @pytest.mark.slow
 def test_products_of_16_bit_types_run_on_tensor_cores() -> None:
     """In the machine code of sm_80: HMMA and asynchronous copies in each 16-bit kernel, none in a
     float32 one."""
-    kernels = attention_kernels("sm_80")
-    assert len(kernels) >= 40
+    kernels, stubs = kernels_and_stubs("sm_80")
+    assert len(kernels) == 59, sorted(kernels)
+    assert all(AMPERE in name for name in kernels)
+    assert all(TURING in name for name in stubs)
     for name, kernel in kernels.items():
         sixteen_bits = "half" in name or "bfloat" in name
         assert ("HMMA" in kernel) == sixteen_bits, name
         assert "LDGSTS" in kernel, name
+        assert_no_spills(name, kernel)
+
+
+@pytest.mark.slow
+def test_the_kernels_of_turing_are_its_own_where_it_has_tiles_of_its_own() -> None:
+    """In the machine code of sm_75: every head size in float16 and float32, on the small product of
+    its tensor cores, without asynchronous copies and without spilling; no bfloat16."""
+    kernels, stubs = kernels_and_stubs("sm_75")
+    assert len(kernels) == 38, sorted(kernels)
+    own = {name for name in kernels if TURING in name}
+    assert len(own) == 13, sorted(own)
+    replaced = {name.replace(TURING, AMPERE) for name in own}
+    assert stubs == replaced | {name for name in stubs if "bfloat" in name}
+    assert not [name for name in kernels if "bfloat" in name]
+    for name, kernel in kernels.items():
+        assert ("HMMA.1688" in kernel) == ("half" in name), name
+        assert "LDGSTS" not in kernel, name
         assert_no_spills(name, kernel)
 
 
