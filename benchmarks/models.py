@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from cases import FORWARD, TRAINING, Case
-from providers import SETTLING_CALLS, Arrays, Prepared, Provider
+from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished
 from truth_model import INPUT_GRADIENT, gradient_of
 
 
@@ -151,7 +151,7 @@ def _mindspore(case: Case, inputs: Arrays, *, fused: bool, graph: bool) -> Prepa
         call = ms.jit(call)
 
     def run() -> Any:
-        return _finished(call(x))
+        return finished(call(x))
 
     def outputs() -> Arrays:
         if case.mode != TRAINING:
@@ -163,16 +163,6 @@ def _mindspore(case: Case, inputs: Arrays, *, fused: bool, graph: bool) -> Prepa
         }
 
     return Prepared(run, outputs)
-
-
-def _finished(result: Any) -> Any:
-    """`result`, a tensor or nested tuples of them, once it is there; nothing is copied."""
-    if isinstance(result, tuple):
-        for part in result:
-            _finished(part)
-    else:
-        result.asnumpy()
-    return result
 
 
 def _products(case: Case, inputs: Arrays) -> Prepared:
@@ -203,7 +193,7 @@ def _products(case: Case, inputs: Arrays) -> Prepared:
 
     call = ms.jit(training if case.mode == TRAINING else forward)
 
-    return Prepared(lambda: _finished(call(x, x, hidden)), dict)
+    return Prepared(lambda: finished(call(x, x, hidden)), dict)
 
 
 def _attention(case: Case, inputs: Arrays) -> Prepared:

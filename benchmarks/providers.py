@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from cases import Case
@@ -66,6 +67,17 @@ class Provider:
         except ImportError:
             return "absent"
         return str(getattr(root, "__version__", "?"))
+
+
+def finished(result: Any) -> Any:
+    """`result`, a tensor of MindSpore or nested tuples of them, once it is there, uncopied."""
+    if isinstance(result, tuple):
+        for part in result:
+            finished(part)
+    else:
+        # Not ms.runtime.synchronize(): its first call on the CPU does not wait.
+        result.asnumpy()
+    return result
 
 
 def all_providers() -> list[Provider]:
