@@ -11,9 +11,11 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
+
+from placement import Placed, Places
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CEILINGS_LIBRARY = REPOSITORY / "build" / "libalibi_ceilings.so"
@@ -40,35 +42,59 @@ class Timing:
         return Timing(statistics.median(ordered), quantile(0.2), quantile(0.8), len(ordered))
 
 
+# Samples that a median needs; those who are compared get as many also where the time is short.
+FEW = 5
+LEADING = 1.3  # times the fastest peer: may yet turn out to be the best one
+LOSING = 3.0  # times the fastest peer: two samples say enough
+LONGEST_SECONDS = 15.0  # of a provider beyond its part of the time
+
+
 def interleave(
     runs: dict[str, Run],
     samples: int,
     max_seconds: float,
     mark: Callable[[str], object] = lambda name: None,
+    ours: Container[str] = (),
+    places: Places | None = None,
     rest: float = 0.004,
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Times every run in turn, A B C A B C, so that a slow minute of the machine hits all of them
     alike. Returns the timings, and what was raised by those that failed.
 
     Each sample is one call after one untimed call of the same provider (its caches and threads are
-    then as in a loop of its own); calls longer than 50 ms need no such help. A provider gets
-    `samples` samples, or what fits into its part of `max_seconds`: those who are done leave their
-    time to the others. It gets 3 where they fit into twice its part, and always one. `rest` seconds
-    between providers let the spinning worker threads of the previous one fall asleep.
+    then as in a loop of its own); calls longer than 50 ms need no such help, and of calls shorter
+    than a millisecond a sample is the mean of a run of them. `rest` seconds between providers let
+    the spinning worker threads of the previous one fall asleep. `places` keeps threads apart.
+
+    A provider gets `samples` samples, or what fits into its part of `max_seconds`: those who are
+    done leave their time to the others. Those in `ours` and the fastest of the others get FEW at
+    any rate (but LONGEST_SECONDS), long calls of those far behind two at most, everybody one.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     failures: dict[str, Exception] = {}
     spent = dict.fromkeys(runs, 0.0)
+    placed = places or Places()
 
     def wants(name: str) -> bool:
         return name not in failures and len(times[name]) < samples
 
     def may(name: str) -> bool:
-        """Whether one more sample fits into the provider's part of the time."""
+        """Whether there is time for one more sample."""
+        if not times[name]:
+            return True
         taken = sum(seconds for other, seconds in spent.items() if not wants(other))
         part = (max_seconds - taken) / sum(map(wants, runs))
-        after = spent[name] * (1 + 1 / max(1, len(times[name])))
-        return not times[name] or after <= part * (2 if len(times[name]) < 3 else 1)
+        after = spent[name] * (1 + 1 / len(times[name]))
+        behind = 0.0 if name in ours else min(times[name]) / fastest()
+        if behind <= LEADING and len(times[name]) < FEW:
+            return after <= max(part, LONGEST_SECONDS)
+        if behind > LOSING and len(times[name]) > 1 and min(times[name]) > 0.1:
+            return False
+        return after <= part
+
+    def fastest() -> float:
+        """Of those that are not ours."""
+        return min(min(t) for name, t in times.items() if t and name not in ours)
 
     gc.collect()
     gc.disable()
@@ -79,7 +105,10 @@ def interleave(
                 time.sleep(rest)
                 begin = time.perf_counter()
                 try:
-                    times[name].append(_sample(runs[name]))
+                    cores = placed.of(name, runs[name])
+                    begin = time.perf_counter()
+                    with Placed(cores):
+                        times[name].append(_sample(runs[name]))
                 except Exception as error:  # a provider that breaks must not end the run
                     failures[name] = error
                 spent[name] += time.perf_counter() - begin
@@ -89,14 +118,21 @@ def interleave(
 
 
 def _sample(run: Run) -> float:
-    """Seconds of one call; a short one is called twice, and the second counts."""
-    for _ in range(2):
-        start = time.perf_counter()
+    """Seconds of one call: of a long one at once, of a shorter one once it has been called before,
+    of one shorter than a millisecond the mean over two milliseconds.
+    """
+    seconds = _seconds(run, 1)
+    if seconds > 0.05:
+        return seconds
+    return _seconds(run, max(1, int(0.002 / seconds)) if seconds < 0.001 else 1)
+
+
+def _seconds(run: Run, calls: int) -> float:
+    """Of a call, the mean of `calls`."""
+    start = time.perf_counter()
+    for _ in range(calls):
         run()
-        seconds = time.perf_counter() - start
-        if seconds > 0.05:
-            break
-    return seconds
+    return (time.perf_counter() - start) / calls
 
 
 class Ceilings:

@@ -15,6 +15,7 @@ import measure
 import numpy as np
 from cases import DECODE, Case
 from models import ModelCase
+from placement import Placed, Places
 from providers import Prepared
 from record import Row
 from suites import Suite, all_suites
@@ -98,6 +99,7 @@ def measure_case(
     seconds: float,
     ceilings: measure.Ceilings,
     mark: Mark = lambda name: None,
+    places: Places | None = None,
 ) -> dict[str, float]:
     """Fills in the rows of a case within about `seconds`; returns the ceilings meanwhile."""
     end = time.monotonic() + seconds
@@ -112,12 +114,19 @@ def measure_case(
         except Exception as error:
             rows[provider.name].status = failure(error)
             del ready[provider.name]
-    before = ceilings.measure(2)
+    places = places or Places()
+
+    def read_ceilings() -> dict[str, float]:
+        with Placed(places.of("ceilings", lambda: ceilings.measure(2))):
+            return ceilings.measure(2)
+
+    before = read_ceilings()
     runs = {name: prepared.run for name, prepared in ready.items()}
     # What setting up has eaten is not taken from the timing altogether.
     rest = max(end - time.monotonic(), seconds / 4)
-    timings, failures = measure.interleave(runs, samples, rest, mark)
-    limits = measure.best([before, ceilings.measure(2)])
+    ours = {p.name for p in suite.providers if p.kind in ("ours", "yardstick") and p.name in runs}
+    timings, failures = measure.interleave(runs, samples, rest, mark, ours, places)
+    limits = measure.best([before, read_ceilings()])
     for name, error in failures.items():
         rows[name].status = failure(error)
     units = {p.name: p.unit for p in suite.providers}

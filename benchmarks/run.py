@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import measure
 from one_case import measure_case, measure_memory, memory_of, note_reasons, show
 from peers_ggml import PATH_VARIABLE
+from placement import Places
 from providers import Provider
 from record import Log, Marker, Row, read_marker
 from suites import Suite, all_suites
@@ -138,7 +139,7 @@ def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
     log = Log.load(Path(path))
     schedule = Schedule(suites, log, float(until))
     marker = Marker(Path(path).with_suffix(".doing"))
-    suite = suites[name]
+    suite, places = suites[name], Places()
     ceilings = measure.Ceilings() if suite.timed else None
     crashed = log.section("crashed")
     for case in suite.cases:
@@ -150,13 +151,13 @@ def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
             row.status = str(crashed.get(f"{name}/{case.name}/{row.provider}", "ok"))
         if ceilings is not None:
             share = schedule.share((name, case.name))
-            limits = measure_case(rows, suite, case, args.samples, share, ceilings, marker)
+            limits = measure_case(rows, suite, case, args.samples, share, ceilings, marker, places)
             log.section("ceilings")[case.name] = limits
             show(case, list(rows.values()))
         else:
             print(f"\n{case.name}")
             note_reasons(rows, suite, case)
-        if suite.memory:
+        if suite.memory(case):
             measure_memory(name, list(rows.values()), options_of(args), marker)
         seconds = time.monotonic() - begin
         log.section("seconds")[f"{name}/{case.name}"] = round(seconds, 1)

@@ -10,14 +10,32 @@ import models
 import overhead
 from cases import DECODE, SUITES, Case
 from providers import Provider, all_providers
+from tables import OURS, PRUNED
 from truth import Truth
 from truth_model import ModelTruth
 
 MEMORY_CASE = Case("forward", 1, 8, 8192, 8192, 64)
 # Who is followed to lengths where a call takes a minute: ours, and the peers that are ever best.
-_OURS_AND_BEST = ("alibi-kernels dense", "alibi-kernels pruned", "OpenVINO PagedAttention")
+_OURS_AND_BEST = (OURS, PRUNED, "OpenVINO PagedAttention")
 _DECODING = ("alibi-kernels pruned, norms kept", "ggml flash_attn_ext")
 GROWTH = {"growth": _OURS_AND_BEST, "growth-decode": (*_OURS_AND_BEST, *_DECODING)}
+# In the order of their worth, should a run be cut short; the others follow.
+FIRST = (
+    "forward",
+    "training",
+    "decode",
+    "small",
+    "threads",
+    "layouts",
+    "overhead",
+    "layer",
+    "models",
+    "memory",
+)
+# Beyond this length one call that reads every key takes half a minute.
+LONGEST_DENSE = 32768
+# Deeper models have no more to show: each layer adds the same.
+DEEPEST_MEMORY = 6
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,8 @@ class Suite:
     truth: Callable[..., Truth | ModelTruth] = Truth
     calls: int = 1  # in a timed run; times are per call
     timed: bool = True
-    memory: bool = False  # peak of each provider, in a fresh process
+    # Whether the peak of each provider is measured, in a fresh process.
+    memory: Callable[[Case], bool] = lambda case: False
 
     def weight(self, case: Case) -> float:
         """Seconds that the case deserves, roughly: a setting-up and some calls of every provider
@@ -37,7 +56,23 @@ class Suite:
         """
         able = sum(not p.reasons_against(case) for p in self.providers)
         call = case.cache_bytes / 1e10 if case.mode == DECODE else case.flops / 5e10
-        return 0.5 + able * ((2 + min(10 * call, 5 + call)) * self.timed + 8 * self.memory)
+        return 0.5 + able * ((2 + min(10 * call, 5 + call)) * self.timed + 8 * self.memory(case))
+
+
+def _shallow(case: Case) -> bool:
+    return isinstance(case, models.ModelCase) and case.layers <= DEEPEST_MEMORY
+
+
+def _bounded(provider: Provider) -> Provider:
+    """`provider`, without the squares that take too long: all but the pruned one stop there."""
+
+    def unsupported(case: Case) -> list[str]:
+        reasons = provider.unsupported(case)
+        if case.queries > LONGEST_DENSE and provider.name != PRUNED:
+            reasons = [*reasons, f"beyond {LONGEST_DENSE} a call takes half a minute"]
+        return reasons
+
+    return replace(provider, unsupported=unsupported)
 
 
 def all_suites(quick: bool = False) -> dict[str, Suite]:
@@ -45,23 +80,29 @@ def all_suites(quick: bool = False) -> dict[str, Suite]:
     providers = all_providers()
     suites = {
         **{
-            name: Suite(cases, [p for p in providers if p.name in GROWTH.get(name, (p.name,))])
+            name: Suite(
+                cases,
+                [_bounded(p) for p in providers if p.name in GROWTH[name]]
+                if name in GROWTH
+                else providers,
+            )
             for name, cases in SUITES.items()
         },
         "layouts": Suite(layouts.CASES, layouts.PROVIDERS),
         "overhead": Suite(overhead.CASES, overhead.PROVIDERS, calls=overhead.CALLS),
         "layer": Suite(models.LAYER_CASES, models.LAYER_PROVIDERS, ModelTruth),
-        "models": Suite(models.CASES, models.model_providers(), ModelTruth, memory=True),
+        "models": Suite(models.CASES, models.model_providers(), ModelTruth, memory=_shallow),
         "memory": Suite(
             [MEMORY_CASE],
             [p for p in providers if p.kind != "yardstick"],
             timed=False,
-            memory=True,
+            memory=lambda case: True,
         ),
     }
+    ordered = {name: suites[name] for name in [*FIRST, *suites]}
     if not quick:
-        return suites
-    return {n: replace(s, cases=unique(map(small, s.cases))) for n, s in suites.items()}
+        return ordered
+    return {n: replace(s, cases=unique(map(small, s.cases))) for n, s in ordered.items()}
 
 
 def small(case: Case) -> Case:
