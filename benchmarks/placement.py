@@ -30,10 +30,12 @@ def _cpu_times() -> dict[int, int]:
 
 
 def spread(work: dict[int, int], main: int, cores: list[int]) -> Cores:
-    """A core for each of the busiest threads, as many as there are cores, and for the main thread,
-    which hands out the work: each gets the core with the least work so far.
+    """A core for each of the busiest threads, and for the main thread, which hands out the work:
+    each gets the core with the least work so far.
+
+    One thread more than there are cores: one of them may only be waiting, in a loop that gives way.
     """
-    busiest = sorted((t for t in work if work[t] > 0), key=lambda t: -work[t])[: len(cores)]
+    busiest = sorted((t for t in work if work[t] > 0), key=lambda t: -work[t])[: len(cores) + 1]
     load, chosen = dict.fromkeys(cores, 0), {}
     for thread in dict.fromkeys([*busiest, main]):
         chosen[thread] = min(cores, key=lambda core: load[core])

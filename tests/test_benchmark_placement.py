@@ -16,12 +16,23 @@ import placement
 
 
 def test_busy_threads_do_not_share_a_core() -> None:
-    """The busiest as many as there are cores; the main thread, idle, sits with the less busy."""
-    assert placement.spread({7: 90, 8: 100, 9: 3, 1: 0}, 1, [0, 1]) == {8: 0, 7: 1, 1: 1}
+    """The main thread, idle here, and a third one sit with the less busy of the others."""
+    assert placement.spread({7: 90, 8: 100, 9: 3, 6: 2, 1: 0}, 1, [0, 1]) == {
+        8: 0,
+        7: 1,
+        9: 1,
+        1: 1,
+    }
+
+
+def test_a_waiting_main_thread_leaves_the_others_apart() -> None:
+    """It spins as much as a worker works."""
+    chosen = placement.spread({1: 95, 7: 90, 8: 100}, 1, [0, 1])
+    assert chosen[7] != chosen[8]
 
 
 def test_a_main_thread_that_works_is_one_of_them() -> None:
-    assert placement.spread({1: 90, 8: 50, 9: 40}, 1, [2, 5]) == {1: 2, 8: 5}
+    assert placement.spread({1: 90, 8: 50}, 1, [2, 5]) == {1: 2, 8: 5}
 
 
 def test_nobody_works() -> None:
