@@ -17,6 +17,9 @@ from pathlib import Path
 TASKS = Path("/proc/self/task")
 WATCHED_SECONDS = 0.05  # of calls; the count of a running thread is ticks of milliseconds behind
 
+TRIED_SECONDS = 0.5  # above this, calls are too long to try several places
+CROWDED = 0.3  # of the work of the busiest thread: then one more thread counts as busy
+
 Cores = dict[int, int]  # thread -> core
 
 
@@ -29,18 +32,24 @@ def _cpu_times() -> dict[int, int]:
     return times
 
 
-def spread(work: dict[int, int], main: int, cores: list[int]) -> Cores:
-    """A core for each of the busiest threads, and for the main thread, which hands out the work:
-    each gets the core with the least work so far.
+def spread(work: dict[int, int], main: int, cores: list[int]) -> list[Cores]:
+    """Ways to give a core to each of the busiest threads and to the main thread, which hands out
+    the work: each gets the core with the least work so far.
 
-    One thread more than there are cores: one of them may only be waiting, in a loop that gives way.
+    Where one thread more is busy than there are cores, one of them may only be waiting, in a loop
+    that gives way: each in turn is taken for that one and gets its place last.
     """
     busiest = sorted((t for t in work if work[t] > 0), key=lambda t: -work[t])[: len(cores) + 1]
-    load, chosen = dict.fromkeys(cores, 0), {}
-    for thread in dict.fromkeys([*busiest, main]):
-        chosen[thread] = min(cores, key=lambda core: load[core])
-        load[chosen[thread]] += max(1, work.get(thread, 0))
-    return chosen
+    crowded = len(busiest) > len(cores) and work[busiest[-1]] > CROWDED * work[busiest[0]]
+    ways = []
+    for waiting in busiest if crowded else (None,):
+        load, chosen = dict.fromkeys(cores, 0), {}
+        workers = [t for t in busiest if t != waiting]
+        for thread in dict.fromkeys([*workers, *([] if waiting is None else [waiting]), main]):
+            chosen[thread] = min(cores, key=lambda core: load[core])
+            load[chosen[thread]] += max(1, work.get(thread, 0))
+        ways.append(chosen)
+    return ways
 
 
 class Places:
@@ -63,11 +72,27 @@ def watch(run: Callable[[], object]) -> Cores:
     no count of what a thread has run.
     """
     cores = sorted(os.sched_getaffinity(0))
-    before, end = _cpu_times(), time.perf_counter() + WATCHED_SECONDS
-    while time.perf_counter() < end:
+    before, start = _cpu_times(), time.perf_counter()
+    while (seconds := time.perf_counter() - start) < WATCHED_SECONDS:
         run()
+    if len(cores) < 2:
+        return {}
     work = {t: cpu - before.get(t, 0) for t, cpu in _cpu_times().items()}
-    return spread(work, os.getpid(), cores) if len(cores) > 1 else {}
+    ways = spread(work, os.getpid(), cores)
+    if len(ways) == 1 or seconds > TRIED_SECONDS:
+        return ways[0]
+    return min(ways, key=lambda way: _fastest(run, way))
+
+
+def _fastest(run: Callable[[], object], cores: Cores) -> float:
+    """Seconds of the fastest of some calls with the threads on these cores."""
+    seconds, end = [], time.perf_counter() + WATCHED_SECONDS
+    with Placed(cores):
+        while len(seconds) < 2 or time.perf_counter() < end:
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 class Placed:

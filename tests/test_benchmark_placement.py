@@ -17,26 +17,34 @@ import placement
 
 def test_busy_threads_do_not_share_a_core() -> None:
     """The main thread, idle here, and a third one sit with the less busy of the others."""
-    assert placement.spread({7: 90, 8: 100, 9: 3, 6: 2, 1: 0}, 1, [0, 1]) == {
-        8: 0,
-        7: 1,
-        9: 1,
-        1: 1,
-    }
-
-
-def test_a_waiting_main_thread_leaves_the_others_apart() -> None:
-    """It spins as much as a worker works."""
-    chosen = placement.spread({1: 95, 7: 90, 8: 100}, 1, [0, 1])
-    assert chosen[7] != chosen[8]
+    work = {7: 90, 8: 100, 9: 3, 6: 2}
+    assert placement.spread(work, 1, [0, 1]) == [{8: 0, 7: 1, 9: 1, 1: 1}]
 
 
 def test_a_main_thread_that_works_is_one_of_them() -> None:
-    assert placement.spread({1: 90, 8: 50}, 1, [2, 5]) == {1: 2, 8: 5}
+    assert placement.spread({1: 90, 8: 50}, 1, [2, 5]) == [{1: 2, 8: 5}]
 
 
 def test_nobody_works() -> None:
-    assert placement.spread({}, 1, [0, 1]) == {1: 0}
+    assert placement.spread({}, 1, [0, 1]) == [{1: 0}]
+
+
+def test_one_of_three_busy_threads_only_waits() -> None:
+    """Whoever it is, there is a way that keeps the other two apart."""
+    ways = placement.spread({5: 100, 6: 95, 7: 90}, 1, [0, 1])
+    for waiting in (5, 6, 7):
+        one, other = {5, 6, 7} - {waiting}
+        assert any(way[one] != way[other] for way in ways), waiting
+    assert len(ways) == 3
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_the_fastest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [{1: 0}, {1: 1}, {2: 0}]
+    monkeypatch.setattr(placement, "spread", lambda *_: ways)
+    monkeypatch.setattr(placement, "_fastest", lambda run, way: 1.0 if way == {1: 1} else 2.0)
+    assert placement.watch(lambda: time.sleep(0.01)) == {1: 1}
+    assert placement.watch(lambda: time.sleep(0.6)) == {1: 0}
 
 
 def test_threads_are_free_again_afterwards() -> None:
