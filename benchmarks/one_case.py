@@ -24,6 +24,7 @@ from truth_model import ModelTruth
 
 Mark = Callable[[str], object]
 RUN = Path(__file__).with_name("run.py")
+LEAST_SECONDS = 2.0  # of timing, however late in the run
 SETTLING_SECONDS = 3.0  # of a provider, however little time its case has
 MEMORY_SECONDS = 180.0  # after which the process that measures memory is given up
 
@@ -123,7 +124,7 @@ def measure_case(
     before = read_ceilings()
     runs = {name: prepared.run for name, prepared in ready.items()}
     # What setting up has eaten is not taken from the timing altogether.
-    rest = max(end - time.monotonic(), seconds / 4)
+    rest = max(end - time.monotonic(), seconds / 4, LEAST_SECONDS)
     ours = {p.name for p in suite.providers if p.kind in ("ours", "yardstick") and p.name in runs}
     timings, failures = measure.interleave(runs, samples, rest, mark, ours, places)
     limits = measure.best([before, read_ceilings()])

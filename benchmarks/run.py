@@ -48,7 +48,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--providers", action="append", help="keep rows whose kind or name contains this word"
     )
-    parser.add_argument("--minutes", type=float, default=36.0, help="for all cases together")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=32.0,
+        help="shared by all cases; setting up takes some more",
+    )
     parser.add_argument("--samples", type=int, default=20, help="per provider and case, at most")
     parser.add_argument("--quick", action="store_true", help="small cases, as a rehearsal")
     parser.add_argument(
