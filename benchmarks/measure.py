@@ -175,9 +175,14 @@ def peak_extra_bytes(run: Run) -> int:
     before (Linux).
     """
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status_bytes("VmRSS")
+    before = resident_bytes()
     run()
     return max(0, _status_bytes("VmHWM") - before)
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    return _status_bytes("VmRSS")
 
 
 def _status_bytes(field: str) -> int:

@@ -39,6 +39,8 @@ from record import Log, Marker, Row, read_marker
 from suites import Suite, all_suites
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# Of a process, after a case: then another one goes on. MindSpore keeps all that a graph took.
+LARGE_BYTES = 8e9
 STALLED_SECONDS = 420.0  # without a sign of life, after which a process is ended
 
 
@@ -139,7 +141,9 @@ class Schedule:
 
 
 def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
-    """Child process: the cases of one suite that the log does not have yet."""
+    """Child process: the cases of one suite that the log does not have yet, or the first of them if
+    it leaves little memory.
+    """
     name, path, until = args.child
     log = Log.load(Path(path))
     schedule = Schedule(suites, log, float(until))
@@ -168,6 +172,8 @@ def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
         log.section("seconds")[f"{name}/{case.name}"] = round(seconds, 1)
         log.add(list(rows.values()))
         print(f"  ({seconds:.0f} s; {schedule.describe()})", flush=True)
+        if measure.resident_bytes() > LARGE_BYTES:
+            return
 
 
 def wait_for(process: subprocess.Popen[bytes], doing: Path) -> str:

@@ -76,6 +76,17 @@ def test_a_provider_that_ends_the_process_costs_its_own_row_only(
     assert not log.path.with_suffix(".doing").exists()
 
 
+@pytest.mark.parametrize(("large", "done"), [(0.0, 1), (1e18, len(CASES))])
+def test_a_process_that_has_grown_large_leaves_the_rest_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: float, done: int
+) -> None:
+    monkeypatch.setattr(run, "LARGE_BYTES", large)
+    Log(tmp_path / "run.csv", {"commit": "abc"}).save()
+    args = run.parse(["--child", "forward", str(tmp_path / "run.csv"), str(time.monotonic() + 9)])
+    run.run_suite(args, {"forward": Suite(CASES, [_provider("good")], timed=False)})
+    assert len(Log.load(tmp_path / "run.csv").done()) == done
+
+
 def test_a_process_that_says_nothing_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
