@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 import time
@@ -164,7 +165,12 @@ def measure_memory(suite: str, rows: list[Row], options: list[str], mark: Mark) 
         command = [sys.executable, str(RUN), *options, "--memory-of", suite, row.case, row.provider]
         try:
             result = subprocess.run(
-                command, capture_output=True, text=True, timeout=MEMORY_SECONDS, check=True
+                command,
+                capture_output=True,
+                text=True,
+                timeout=MEMORY_SECONDS,
+                check=True,
+                env=dict(os.environ),  # as run.py
             )
             row.peak_extra_mb = result.stdout.split()[-1]
         except subprocess.TimeoutExpired:

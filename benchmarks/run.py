@@ -205,7 +205,8 @@ def run_all(args: argparse.Namespace, suites: dict[str, Suite], log: Log) -> Non
             doing.unlink(missing_ok=True)
             child = ["--child", name, str(log.path), str(until)]
             command = [sys.executable, __file__, *options_of(args), *child]
-            trouble = wait_for(subprocess.Popen(command), doing)
+            # Importing MindSpore sets OMP_NUM_THREADS=1 for later processes, behind Python's back.
+            trouble = wait_for(subprocess.Popen(command, env=dict(os.environ)), doing)
             _, culprit = read_marker(doing)
             log = Log.load(log.path)
             if trouble:

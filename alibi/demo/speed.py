@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def _measure_apart(name: str, shape: Shape, quick: bool) -> dict[str, dict[str, 
     command = [sys.executable, "-m", __spec__.name, name, *map(str, shape)]
     if quick:
         command.append("--quick")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Importing MindSpore sets OMP_NUM_THREADS=1 for later processes, behind Python's back.
+    environment = dict(os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
