@@ -65,11 +65,10 @@ __device__ __forceinline__ void add_bias_and_mask(float (&s)[kM][kN][4], const H
     const int distance0 = key - query - head.span.q_start;
     const float first = static_cast<float>(distance0);
     if (plain) {
-      const float bias = slope2 * first, step = slope2 * kStep;
 #pragma unroll
       for (int c = 0; c < 2 * kN; ++c) {
         float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
-        x = fmaf(x, head.scale2, fmaf(step, static_cast<float>(c / 2 * 8 + c % 2), bias));
+        x = fmaf(slope2, first + kStep * static_cast<float>(c / 2 * 8 + c % 2), x * head.scale2);
       }
     } else {
 #pragma unroll
@@ -80,7 +79,7 @@ __device__ __forceinline__ void add_bias_and_mask(float (&s)[kM][kN][4], const H
         const bool allowed =
             j >= head.span.kv_start && j < head.span.kv_end && !(head.causal && distance > 0.0f);
         float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
-        x = allowed ? fmaf(x, head.scale2, head.slope2 * bias_factor(head, distance)) : -INFINITY;
+        x = allowed ? fmaf(head.slope2, bias_factor(head, distance), x * head.scale2) : -INFINITY;
       }
     }
   }
