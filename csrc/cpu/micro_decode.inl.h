@@ -21,7 +21,7 @@ namespace {
 // Keys of a block, which is also the distance between the rows of its scores; and how many keys the
 // prefetch is ahead.
 constexpr int kBlockKeys = 16;
-constexpr int kAheadKeys = 4;
+constexpr int kAheadKeys = 2;
 
 // Registers of the head dim that are worked on at a time, for N rows: their part of q, or of o, has
 // to fit in the register file, in the first case beside kWidth accumulators.
