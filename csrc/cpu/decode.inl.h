@@ -9,10 +9,12 @@
 //                               rows stand here  ^
 //
 // A unit walks its chunk in blocks of keys, in the order of memory: the scores of a block, lanes =
-// head dim (micro_decode.inl.h); bias, maximum and 2^x, lanes = keys; weights times V. Each row keeps
-// a true running maximum m, the sum l of its weights relative to 2^m, and o. The parts of a row are
-// combined in the order of the chunks. Which chunks there are depends on the shape and the spans
-// alone, so results do not depend on the threads.
+// head dim (micro_decode.inl.h); bias, maximum and 2^x, lanes = keys; weights times V. A block is
+// as many bytes in any dtype and head dim: K and V take turns, and nothing is read while its scores
+// become weights, so that blocks of few bytes wait too often and those of many for too long. Each
+// row keeps a true running maximum m, the sum l of its weights relative to 2^m, and o. The parts of
+// a row are combined in the order of the chunks. Which chunks there are depends on the shape and
+// the spans alone, so results do not depend on the threads.
 //
 // Pruning (docs/maths.md, Rule D). Chunk 0 goes first; its sums tell the other chunks what is
 // negligible. Half of 2^-24 may be lost to each of two tests:
@@ -45,11 +47,19 @@ namespace {
 constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the lanes of a tile
 constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
 constexpr int64_t kMinChunkKeys = 512;
+constexpr int64_t kBlockBytes = 8192;
 constexpr int64_t kNearKeys = 128;        // of chunk 0 when the others wait for it
 constexpr float kDropShare = 0x1.fp-26f;  // 2^-25 less what the sums of weights may be off
 
 ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
   return p.batch > 0 && p.heads_q > 0 && p.len_q > 0 && p.len_q <= kDecodeRows && p.len_k > 0;
+}
+
+// Keys of a block: as many as make kBlockBytes of K, in whole blocks of key norms.
+constexpr int block_keys(const AlibiProblem& p) {
+  const int64_t bytes = p.head_dim * (p.dtype == ALIBI_FLOAT32 ? 4 : 2);
+  const int64_t keys = kBlockBytes / bytes / kNormBlock * kNormBlock;
+  return keys < kNormBlock ? kNormBlock : keys > kBlockKeys ? kBlockKeys : static_cast<int>(keys);
 }
 
 // One query row of a unit. Sums are relative to 2^m.
@@ -81,6 +91,7 @@ struct DecodeCall {
   int64_t group, rows;                    // query heads of a key head; their query rows
   int64_t near_keys, chunk_keys, chunks;  // at most so many
   int dim, padded;
+  int block;  // keys of a block
   bool prune;
   const KeyNormTable<V>& norms;
   float* parts;                  // [B * Hkv, chunks, rows] of part_floats()
@@ -92,12 +103,13 @@ struct DecodeCall {
         rows(group * a.problem.len_q),
         dim(static_cast<int>(a.problem.head_dim)),
         padded(round_up(dim, V::kWidth)),
+        block(block_keys(a.problem)),
         prune(prunable(a.problem)),
         norms(key_norms),
         parts(nullptr) {
     const AlibiProblem& p = a.problem;
     const int64_t even = p.batch * p.heads_kv * p.len_k / kDecodeUnits;
-    chunk_keys = max_int64(kMinChunkKeys, (even + kBlockKeys - 1) / kBlockKeys * kBlockKeys);
+    chunk_keys = max_int64(kMinChunkKeys, (even + block - 1) / block * block);
     near_keys = prune ? kNearKeys : chunk_keys;
     chunks = 2 + (p.len_k + chunk_keys - 1) / chunk_keys;  // both sides may end in a part of one
   }
@@ -157,7 +169,8 @@ struct DecodeScratch {
   }
 };
 
-template <class V>
+// kMost: no block has more keys. Where blocks are small, the compiler knows it.
+template <class V, int kMost>
 class DecodeUnit {
  public:
   DecodeUnit(const DecodeCall<V>& call, int64_t head, int64_t chunk, float* scratch)
@@ -182,8 +195,8 @@ class DecodeUnit {
     }
     const KeyRange all = call_.chunk(keys_, chunk_), keys = within_reach(all);
     int64_t visited = 0;
-    for (int64_t begin = keys.begin; begin < keys.end; begin += kBlockKeys) {
-      const int count = min_int(kBlockKeys, keys.end - begin);
+    for (int64_t begin = keys.begin; begin < keys.end; begin += block()) {
+      const int count = min_int(block(), keys.end - begin);
       score(begin, count);
       if (!weigh(begin, count)) continue;
       add(begin, count);
@@ -230,8 +243,9 @@ class DecodeUnit {
                 prune_constant(problem_, call_.args.slopes[h]) - 1.0f;
   }
 
-  static int64_t blocks(const KeyRange& keys) {
-    return (keys.end - keys.begin + kBlockKeys - 1) / kBlockKeys;
+  int block() const { return kMost == kNormBlock ? kMost : min_int(kMost, call_.block); }
+  int64_t blocks(const KeyRange& keys) const {
+    return (keys.end - keys.begin + block() - 1) / block();
   }
 
   // The chunk without the far end that the bound proves negligible.
@@ -294,7 +308,7 @@ class DecodeUnit {
     const int64_t begin = bytes * r / call_.rows / 64 * 64;
     const int64_t end = r + n == call_.rows ? bytes : bytes * (r + n) / call_.rows / 64 * 64;
     const bool near = call_.rows <= 4 && head.stride == call_.dim;
-    return {(near ? kAheadKeys : kBlockKeys) * head.stride * size + begin, end - begin};
+    return {(near ? kAheadKeys : block()) * head.stride * size + begin, end - begin};
   }
 
   // Scores become weights. False: no row needs the values of this block.
@@ -379,10 +393,10 @@ class DecodeUnit {
   bool drops_ = false, linear_ = false;
 };
 
-template <class V>
+template <class V, int kMost>
 void decode_unit(const void* context, int64_t index, float* scratch) {
   const auto& call = *static_cast<const DecodeCall<V>*>(context);
-  DecodeUnit<V>(call, index / call.count, call.first + index % call.count, scratch).run();
+  DecodeUnit<V, kMost>(call, index / call.count, call.first + index % call.count, scratch).run();
 }
 
 // out and lse of the rows of one key head, from their parts.
@@ -442,13 +456,15 @@ int32_t decode_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const int64_t scratch = DecodeScratch<V>(nullptr, call).floats;
   const int64_t near = call.prune ? 1 : 0;  // chunks that the others wait for
   const int64_t rounds[][2] = {{0, near}, {near, call.chunks - near}};
+  const WorkItem unit =
+      call.block == kNormBlock ? &decode_unit<V, kNormBlock> : &decode_unit<V, kBlockKeys>;
   for (const auto& [first, count] : rounds) {
     call.first = first;
     call.count = count;
     const int64_t keys = first == near ? p.len_k : min_int64(p.len_k, kNearKeys);
     const double pairs = static_cast<double>(heads * call.rows) * keys;
-    const int32_t status = run_items(heads * count, threads, 4.0 * pairs * p.head_dim, scratch,
-                                     &decode_unit<V>, &call);
+    const int32_t status =
+        run_items(heads * count, threads, 4.0 * pairs * p.head_dim, scratch, unit, &call);
     if (status != ALIBI_OK) return status;
   }
   count_decode(a.options, 0, heads * call.rows);

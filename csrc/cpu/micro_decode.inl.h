@@ -18,9 +18,9 @@
 namespace alibi::cpu {
 namespace {
 
-// Keys of a block, which is also the distance between the rows of its scores; and how many keys the
-// prefetch is ahead.
-constexpr int kBlockKeys = 16;
+// The most keys of a block, which is also the distance between the rows of its scores; and how many
+// keys the prefetch is ahead.
+constexpr int kBlockKeys = 64;
 constexpr int kAheadKeys = 2;
 
 // Registers of the head dim that are worked on at a time, for N rows: their part of q, or of o, has
