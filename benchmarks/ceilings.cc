@@ -2,11 +2,11 @@
 // "fraction of the floor".
 //
 //   fma        float32 fused multiply-adds from registers, the widest vectors of the CPU GFLOP/s
-//   bf16       bfloat16 dot products (vdpbf16ps) from registers GFLOP/s bandwidth  a plain read of
-//   a buffer far larger than the caches                                GB/s
+//   bf16       bfloat16 dot products (vdpbf16ps) from registers                         GFLOP/s
+//   bandwidth  a plain read of a buffer far larger than the caches                      GB/s
+//   read       the same of two given arrays: a benchmark takes it in turns with decoding
 //
-// Every function runs `threads` OpenMP threads for about `seconds` and returns the sum over
-// threads; 0 = not on this CPU. Built by CMake as libalibi_ceilings.so when ALIBI_WITH_BENCH is ON;
+// Rates are sums over `threads` OpenMP threads; 0 = not on this CPU. Built by CMake as libalibi_ceilings.so when ALIBI_WITH_BENCH is ON;
 // nothing but benchmarks/ loads it.
 #include <immintrin.h>
 #include <omp.h>
@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 
 namespace {
 
@@ -88,7 +89,7 @@ __attribute__((target("avx2"))) void read_all(const uint8_t* data, int64_t bytes
 #pragma GCC unroll 8
     for (int k = 0; k < 8; k++)
       sum[k] = _mm256_xor_si256(
-          sum[k], _mm256_load_si256(reinterpret_cast<const __m256i*>(data + i + 32 * k)));
+          sum[k], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + i + 32 * k)));
   }
   for (int k = 1; k < 8; k++) sum[0] = _mm256_xor_si256(sum[0], sum[k]);
   asm volatile("" ::"x"(sum[0]));
@@ -136,6 +137,21 @@ __attribute__((visibility("default"))) double alibi_ceiling_bandwidth(int thread
   }
   std::free(data);
   return best;
+}
+
+// Reads `bytes` of two arrays once, every thread its part of each; false: not on this CPU.
+__attribute__((visibility("default"))) bool alibi_ceiling_read(const void* a, const void* b,
+                                                               int64_t bytes, int threads) {
+  if (!__builtin_cpu_supports("avx2")) return false;
+  const int64_t part = bytes / threads / 256 * 256;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int t = 0; t < threads; t++) {
+    for (const void* array : {a, b}) {
+      read_all(static_cast<const uint8_t*>(array) + t * part,
+               t + 1 == threads ? bytes - t * part : part);
+    }
+  }
+  return true;
 }
 
 }  // extern "C"

@@ -135,15 +135,19 @@ def _seconds(run: Run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def ceilings_library() -> ctypes.CDLL:
+    if not CEILINGS_LIBRARY.exists():
+        raise FileNotFoundError(
+            f"{CEILINGS_LIBRARY} is missing; `make bench` builds it (CMake: ALIBI_WITH_BENCH)"
+        )
+    return ctypes.CDLL(str(CEILINGS_LIBRARY))
+
+
 class Ceilings:
     """What the machine can do at most, measured now: GFLOP/s and GB/s over `threads` threads."""
 
     def __init__(self) -> None:
-        if not CEILINGS_LIBRARY.exists():
-            raise FileNotFoundError(
-                f"{CEILINGS_LIBRARY} is missing; `make bench` builds it (CMake: ALIBI_WITH_BENCH)"
-            )
-        library = ctypes.CDLL(str(CEILINGS_LIBRARY))
+        library = ceilings_library()
         self._fma = library.alibi_ceiling_fma
         self._fma.argtypes = [ctypes.c_int, ctypes.c_double, ctypes.c_int]
         self._bf16 = library.alibi_ceiling_bf16

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 from cases import DECODE, FORWARD, TRAINING, Case, numpy_dtype
+from measure import ceilings_library
 from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished
+from tables import PLAIN_READ
 
 
 def _to_float32(arrays: Arrays) -> Arrays:
@@ -61,6 +64,20 @@ def _native_unsupported(case: Case, isa: str | None = None) -> list[str]:
 
 def _norms_unsupported(case: Case) -> list[str]:
     return [] if case.mode == DECODE else ["key norms are kept beside a cache, for decoding"]
+
+
+def _plain_read(case: Case, inputs: Arrays) -> Prepared:
+    """What decoding cannot beat unless it prunes: the cache read once, at the same moment."""
+    k, v = (inputs[n].astype(numpy_dtype(case.dtype), copy=False) for n in ("k", "v"))
+    read = ceilings_library().alibi_ceiling_read
+    read.restype = ctypes.c_bool
+    read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+
+    def run() -> None:
+        if not read(k.ctypes.data, v.ctypes.data, k.nbytes, case.threads):
+            raise OSError("the plain read needs AVX2")
+
+    return Prepared(run, dict)
 
 
 def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: bool) -> Prepared:
@@ -143,6 +160,14 @@ PROVIDERS = [
         partial(_native, prune=True, norms=True),
         _norms_unsupported,
         "fused, tiles within the bound, whose key norms the cache keeps",
+    ),
+    Provider(
+        PLAIN_READ,
+        "yardstick",
+        "numpy",
+        _plain_read,
+        lambda case: [] if case.mode == DECODE else ["the bytes of K and V bound decoding only"],
+        "of K and V, from the same arrays",
     ),
     Provider(
         "alibi-kernels dense avx2",

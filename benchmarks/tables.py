@@ -10,6 +10,7 @@ OURS = "alibi-kernels dense"
 PRUNED = "alibi-kernels pruned"
 NORMS_KEPT = "alibi-kernels pruned, norms kept"
 AVX2 = "alibi-kernels dense avx2"
+PLAIN_READ = "plain read of K and V"
 # Below this, a median and its spread say little, and the cell is marked.
 FEW_SAMPLES = 5
 
