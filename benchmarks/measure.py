@@ -15,7 +15,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
-from placement import Placed, Places
+from placement import ANYWHERE, Placed, Places
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CEILINGS_LIBRARY = REPOSITORY / "build" / "libalibi_ceilings.so"
@@ -55,7 +55,7 @@ def interleave(
     max_seconds: float,
     mark: Callable[[str], object] = lambda name: None,
     ours: Container[str] = (),
-    places: Places | None = None,
+    places: Places = ANYWHERE,
     rest: float = 0.004,
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Times every run in turn, A B C A B C, so that a slow minute of the machine hits all of them
@@ -73,7 +73,6 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in runs}
     failures: dict[str, Exception] = {}
     spent = dict.fromkeys(runs, 0.0)
-    placed = places or Places()
 
     def wants(name: str) -> bool:
         return name not in failures and len(times[name]) < samples
@@ -105,7 +104,7 @@ def interleave(
                 time.sleep(rest)
                 begin = time.perf_counter()
                 try:
-                    cores = placed.of(name, runs[name])
+                    cores = places.of(name, runs[name])
                     begin = time.perf_counter()
                     with Placed(cores):
                         times[name].append(_sample(runs[name]))

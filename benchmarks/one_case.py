@@ -16,7 +16,7 @@ import measure
 import numpy as np
 from cases import DECODE, Case
 from models import ModelCase
-from placement import Placed, Places
+from placement import ANYWHERE, Placed, Places
 from providers import Prepared
 from record import Row
 from suites import Suite, all_suites
@@ -101,7 +101,7 @@ def measure_case(
     seconds: float,
     ceilings: measure.Ceilings,
     mark: Mark = lambda name: None,
-    places: Places | None = None,
+    places: Places = ANYWHERE,
 ) -> dict[str, float]:
     """Fills in the rows of a case within about `seconds`; returns the ceilings meanwhile."""
     end = time.monotonic() + seconds
@@ -116,7 +116,6 @@ def measure_case(
         except Exception as error:
             rows[provider.name].status = failure(error)
             del ready[provider.name]
-    places = places or Places()
 
     def read_ceilings() -> dict[str, float]:
         with Placed(places.of("ceilings", lambda: ceilings.measure(2))):

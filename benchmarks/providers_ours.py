@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from cases import DECODE, FORWARD, TRAINING, Case, numpy_dtype
-from measure import ceilings_library
+from measure import CEILINGS_LIBRARY, ceilings_library
 from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished
 from tables import PLAIN_READ
 
@@ -78,6 +78,13 @@ def _plain_read(case: Case, inputs: Arrays) -> Prepared:
             raise OSError("the plain read needs AVX2")
 
     return Prepared(run, dict)
+
+
+def _read_unsupported(case: Case) -> list[str]:
+    reasons = [] if case.mode == DECODE else ["the bytes of K and V bound decoding only"]
+    if not CEILINGS_LIBRARY.exists():
+        reasons.append("built with -DALIBI_WITH_BENCH=ON")
+    return reasons
 
 
 def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: bool) -> Prepared:
@@ -166,7 +173,7 @@ PROVIDERS = [
         "yardstick",
         "numpy",
         _plain_read,
-        lambda case: [] if case.mode == DECODE else ["the bytes of K and V bound decoding only"],
+        _read_unsupported,
         "of K and V, from the same arrays",
     ),
     Provider(

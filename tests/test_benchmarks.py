@@ -28,7 +28,6 @@ import report
 import suites
 import targets
 from cases import DECODE, FORWARD, TRAINING, Case
-from placement import Places
 from providers import Prepared, Provider
 from record import Log, Row
 from suites import Suite
@@ -47,16 +46,6 @@ MODEL_CASES = [
     models.ModelCase(mode, 2, 3, 7, 7, 4, layers=1, expansion=2) for mode in (FORWARD, TRAINING)
 ]
 SUITES = suites.all_suites()
-
-
-class _Nowhere(Places):
-    """Leaves every thread where it is, and calls nothing to find that out."""
-
-    def of(self, name: str, run: Any) -> dict[int, int]:
-        return {}
-
-
-NOWHERE = _Nowhere()
 
 
 def _checks() -> list[Any]:
@@ -298,10 +287,10 @@ def test_report_renders_every_suite(
 
 
 def test_summary_for_the_readme(results: Path, tmp_path: Path) -> None:
-    """Provider i of a suite takes i + 2.5 ms, so that the best peer takes 9.5 ms, ours 2.5 ms."""
+    """Provider i of a suite takes i + 2.5 ms, so that the best peer takes 10.5 ms, ours 2.5 ms."""
     lines = report.summary(report.read(results), "some.csv")
     assert "`some.csv`" in lines[0]
-    assert "| Forward, causal, float32 | 3.80 | 2.71 | 50% |" in lines
+    assert "| Forward, causal, float32 | 4.20 | 3.00 | 50% |" in lines
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nb\n")
     assert report.fill_readme(readme, ["new"])
@@ -320,7 +309,7 @@ class _NoCeilings:
 
 def _measure(suite: Suite, case: Case, samples: int = 3, seconds: float = 1.0) -> dict[str, Row]:
     rows = {p.name: Row.of("test", case, p) for p in suite.providers}
-    one_case.measure_case(rows, suite, case, samples, seconds, _NoCeilings(), places=NOWHERE)  # type: ignore[arg-type]
+    one_case.measure_case(rows, suite, case, samples, seconds, _NoCeilings())  # type: ignore[arg-type]
     return rows
 
 
@@ -360,7 +349,7 @@ def test_a_provider_that_breaks_while_it_is_timed_costs_its_own_row_only() -> No
 def test_short_calls_are_timed_many_at_once() -> None:
     """What a microsecond takes is not to be read off one cold call."""
     calls: list[int] = []
-    timings, _ = measure.interleave({"it": lambda: calls.append(1)}, 3, 1.0, places=NOWHERE)
+    timings, _ = measure.interleave({"it": lambda: calls.append(1)}, 3, 1.0)
     assert timings["it"].median < 1e-4
     assert len(calls) > 3 * 2
 
@@ -368,7 +357,7 @@ def test_short_calls_are_timed_many_at_once() -> None:
 def _turns(seconds: dict[str, float], ours: str, budget: float) -> dict[str, int]:
     """How many samples each gets whose calls sleep that long."""
     runs = {name: partial(time.sleep, s) for name, s in seconds.items()}
-    timings, _ = measure.interleave(runs, 9, budget, ours=(ours,), places=NOWHERE)
+    timings, _ = measure.interleave(runs, 9, budget, ours=(ours,))
     return {name: timing.samples for name, timing in timings.items()}
 
 
