@@ -88,6 +88,14 @@ def test_every_provider_that_is_here_is_right(suite: Suite, case: Case) -> None:
     assert provider.kind == "yardstick" or float(row.error) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_training_in_16_bits_runs_in_mindspore(dtype: str) -> None:
+    case = Case(TRAINING, 1, 2, 17, 17, 8, dtype=dtype)
+    (ours,) = (p for p in SUITES["training"].providers if p.name.endswith("in MindSpore (jit)"))
+    rows = {ours.name: Row.of("test", case, ours)}
+    assert list(dict(one_case.prepare(case, Suite([case], [ours]), rows))), rows
+
+
 def _provider(outputs: Any, package: str = "numpy") -> Provider:
     def prepare(case: Case, inputs: dict[str, np.ndarray]) -> Prepared:
         return Prepared(lambda: None, lambda: outputs(case, inputs))
