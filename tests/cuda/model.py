@@ -100,7 +100,9 @@ def build_variant(csrc: Path, changed: str, flags: Sequence[str], folder: Path) 
     variant = folder / _object(source)
     _compile(source, variant, csrc, [*flags, "-w"])
     library = folder / "libalibi_cuda_model.so"
-    _link([variant if path.name == variant.name else path for path in objects], library, flags)
+    # First: of an inline function that several objects hold, the linker takes the first copy.
+    others = [path for path in objects if path.name != variant.name]
+    _link([variant, *others], library, flags)
     return library
 
 
