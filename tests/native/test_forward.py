@@ -88,6 +88,16 @@ def test_every_length(causal: bool, isa: str, dtype: str) -> None:
         assert_right(Case("", 1, 1, 1, 3, n + 2, 4, causal=causal), dtype, isa=isa)
 
 
+def test_the_short_tile_of_rows_is_the_first() -> None:
+    """133 rows in tiles of 12: each sees its diagonal, and all but the first one tile of 128 keys
+    before it. A short last tile would stand behind 132 keys, two tiles.
+    """
+    stats: dict[str, int] = {}
+    case = Case("", 1, 1, 1, 133, 133, 8)
+    forward(case, make_inputs(case), isa="scalar", prune=False, stats=stats)
+    assert stats["tiles_allowed"] == 12 + 11
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bias", ["symmetric", "signed"])
