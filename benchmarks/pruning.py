@@ -2,10 +2,11 @@
 
     python benchmarks/pruning.py
 
-For every head: the share of the causal key tiles that the forward kernel visits, and the share that
-any rule would have to visit, which knows every score in advance: the tiles before which the rest of
-each row's weights adds up to more than 2^-24 of the row. The gap between the two is the slack of
-the bound. Rows go to benchmarks/results/<machine>/pruning-<date>-<commit>.csv.
+For every head: the share of the causal key tiles that the forward kernel visits, that the backward
+visits, and that any rule would have to visit, which knows every score in advance: the tiles before
+which the rest of each row's weights adds up to more than 2^-24 of the row. The gap between the
+first and the last is the slack of the bound; of the tiles in it the forward multiplies no values,
+and the backward looks at the scores and leaves most out. Rows go to benchmarks/results/<machine>/pruning-<date>-<commit>.csv.
 
 The trained model is the one of `make demo`, trained here at length 64 (about a minute) and read on
 held-out text; its queries and keys are taken from the projection of each layer.
@@ -80,11 +81,18 @@ def trained_heads(
             yield f"demo model, layer {layer}", head, slope, q, k
 
 
-def visited(q: np.ndarray, k: np.ndarray, slope: float) -> float:
+def visited(q: np.ndarray, k: np.ndarray, slope: float) -> tuple[float, float]:
+    """By the forward and by the backward."""
     stats: dict[str, int] = {}
     x, y = q[None, None], k[None, None]
-    native.attention_forward(x, y, y, [slope], stats=stats)
-    return stats["tiles_visited"] / stats["tiles_allowed"]
+
+    def share() -> float:
+        return stats["tiles_visited"] / stats["tiles_allowed"]
+
+    out, lse = native.attention_forward(x, y, y, [slope], stats=stats)
+    forward = share()
+    native.attention_backward(x, y, y, [slope], out, lse, x, stats=stats)
+    return forward, share()
 
 
 def needed(q: np.ndarray, k: np.ndarray, slope: float) -> float:
@@ -112,9 +120,9 @@ def main() -> None:
     rows = []
     for length in LENGTHS:
         for source, head, slope, q, k in (*random_heads(length), *trained_heads(layers, length)):
-            shares = visited(q, k, slope), needed(q, k, slope)
+            shares = *visited(q, k, slope), needed(q, k, slope)
             rows.append((source, length, head, f"{slope:.6g}", *(f"{x:.4f}" for x in shares)))
-            text = "visited {:6.1%}  needed {:6.1%}".format(*shares)
+            text = "forward {:6.1%}  backward {:6.1%}  needed {:6.1%}".format(*shares)
             print(f"{source:24s}{length:6d}  slope {slope:9.6f}  {text}", flush=True)
     commit = measure.commit()
     name = f"pruning-{started:%Y-%m-%d-%H%M}-{commit.rstrip('+')}.csv"
@@ -122,7 +130,7 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("source", "length", "head", "slope", "visited", "needed"))
+        writer.writerow(("source", "length", "head", "slope", "forward", "backward", "needed"))
         writer.writerows(rows)
     print(f"\nwritten: {path}")
 

@@ -19,6 +19,9 @@
 // maximum is taken, what has been summed is rescaled, and the tile is computed again. With ordinary
 // inputs and positive slopes the diagonal is near the maximum and nothing is ever computed twice.
 //
+// Pruning (prune.h) leaves out the keys from some distance on, and before that the values of tiles
+// whose weights, known by then, are negligible: one of the two products.
+//
 // Only the diagonal tile has a mask. A vector of rows that lies wholly above the diagonal is left
 // out of its products.
 //
@@ -58,6 +61,7 @@ struct FwdRows {
   Lane<V>* q_t;              // [lanes of dim][kRows]
   float* o_t;                // [dim][kRows]
   float *row_max, *row_sum;  // [kRows]: m_i and l_i
+  float* dropped;            // [kRows]: weights of the keys whose values were left out
   float* q_norm;             // [kRows]
 
   void carve(Carver* carver, int dim) {
@@ -65,6 +69,7 @@ struct FwdRows {
     o_t = carver->take(transposed_scratch<V>(dim));
     row_max = carver->take(kRows<V>);
     row_sum = carver->take(kRows<V>);
+    dropped = carver->take(kRows<V>);
     q_norm = carver->take(kRows<V>);
   }
 };
@@ -106,32 +111,6 @@ struct LoadedTile {
   KeyRows<V> keys;
   ValueRows<V> values;
 };
-
-// P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums.
-template <class V, int N>
-void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
-                const float* ramp, const typename V::Reg (&off)[N], typename V::Reg (&l)[N],
-                Lane<V>* p_t) {
-  const typename V::Reg factor = V::set1(scale2);
-  for (int v = 0; v < N; ++v) l[v] = V::zero();
-  for (int k0 = 0; k0 < count; k0 += V::kKeys) {
-    Acc<V, N> acc;
-    score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
-#pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; k += kTerms<V>) {
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        typename V::Reg p[kTerms<V>];
-#pragma GCC unroll 2
-        for (int t = 0; t < kTerms<V>; ++t) {
-          p[t] = exp2<V>(Operands<V>::score(acc[k + t][v], factor, off[v]));
-          l[v] = V::add(l[v], p[t]);
-        }
-        Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, p);
-      }
-    }
-  }
-}
 
 template <class V>
 struct FwdCall {
@@ -231,7 +210,7 @@ class FwdItem {
     memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
     for (int i = 0; i < kRows<V>; ++i) {
       w.row_max[i] = -FLT_MAX;
-      w.row_sum[i] = 0.0f;
+      w.row_sum[i] = w.dropped[i] = 0.0f;
     }
     t.prune = PruneTest<V>(p_, norms_, slope_, t.rows, w.q_t, w.q_norm);
     t.visited = 0;
@@ -300,7 +279,7 @@ class FwdItem {
                        diagonal, gradient};
     if (t.visited++ == 0) return absorb_first(t.rows, w_.rows[g], tile, loaded);
     with_count<V::kRowVecs>(
-        t.rows.vecs, [&](auto n) { absorb<decltype(n)::value>(t.rows, w_.rows[g], tile, loaded); });
+        t.rows.vecs, [&](auto n) { absorb<decltype(n)::value>(t, w_.rows[g], tile, loaded); });
   }
 
   // Takes in the first tile visited: exact maximum first, then weights.
@@ -327,10 +306,11 @@ class FwdItem {
     });
   }
 
-  // Takes in a tile off the diagonal.
+  // Takes in a tile off the diagonal, its values only if some row needs them.
   template <int N>
-  void absorb(const RowTile& rows, const FwdRows<V>& w, const KeyTile& tile,
+  void absorb(const FwdTile<V>& t, const FwdRows<V>& w, const KeyTile& tile,
               LoadedTile<V>& loaded) {
+    const RowTile& rows = t.rows;
     const TileBias bias = tile_bias(rows, tile);
     fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(scale2()), w_.ramp);
     for (bool raised = false;; raised = true) {
@@ -341,6 +321,7 @@ class FwdItem {
         off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w.row_max + lane));
       }
       weigh_tile<V, N>(w.q_t, loaded.keys, tile.count, dim_, scale2(), w_.ramp, off, l, w_.p_t);
+      if (t.prune.enabled() && drop<N>(w, l)) return;
       bool outgrown = false;
       for (int v = 0; v < N; ++v) {
         l[v] = V::add(V::load(w.row_sum + v * V::kWidth), l[v]);
@@ -354,6 +335,19 @@ class FwdItem {
     }
     const ValueRows<V>& values = values_of(loaded);
     add_products<V, N>(w_.p_t, values.data, values.stride, lanes_of<V>(tile.count), dim_, w.o_t);
+  }
+
+  // Leaves out a tile whose weights l, with those dropped before, are negligible for every row.
+  template <int N>
+  static bool drop(const FwdRows<V>& w, const Reg (&l)[N]) {
+    Reg dropped[N];
+    for (int v = 0; v < N; ++v) {
+      dropped[v] = V::add(V::load(w.dropped + v * V::kWidth), l[v]);
+      const Reg most = V::mul(V::set1(kDropShare), V::load(w.row_sum + v * V::kWidth));
+      if (!V::all(V::le(dropped[v], most))) return false;
+    }
+    for (int v = 0; v < N; ++v) V::store(w.dropped + v * V::kWidth, dropped[v]);
+    return true;
   }
 
   // Raises the references of the rows to the true maximum of this tile where that is larger, and
@@ -371,6 +365,7 @@ class FwdItem {
       factor[v] = exp2<V>(V::sub(old, now));
       V::store(w.row_max + lane, now);
       V::store(w.row_sum + lane, V::mul(V::load(w.row_sum + lane), factor[v]));
+      V::store(w.dropped + lane, V::mul(V::load(w.dropped + lane), factor[v]));
     }
     for (int d = 0; d < dim_; ++d) {
       for (int v = 0; v < N; ++v) {
@@ -388,8 +383,8 @@ class FwdItem {
     for (int i = 0; i < rows.vecs * V::kWidth; ++i) {
       const float sum = w.row_sum[i];
       if (i < rows.rows) {
-        const double moved =
-            (static_cast<double>(w.row_max[i]) + ::log2(static_cast<double>(sum))) * kLn2;
+        const double all = static_cast<double>(sum) + static_cast<double>(w.dropped[i]);
+        const double moved = (static_cast<double>(w.row_max[i]) + ::log2(all)) * kLn2;
         lse[i] = static_cast<float>(moved + static_cast<double>(slope_) * row_shift(rows, i));
       }
       w.row_sum[i] =

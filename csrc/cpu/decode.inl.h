@@ -48,8 +48,7 @@ constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the la
 constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
 constexpr int64_t kMinChunkKeys = 512;
 constexpr int64_t kBlockBytes = 8192;
-constexpr int64_t kNearKeys = 128;        // of chunk 0 when the others wait for it
-constexpr float kDropShare = 0x1.fp-26f;  // 2^-25 less what the sums of weights may be off
+constexpr int64_t kNearKeys = 128;  // of chunk 0 when the others wait for it
 
 ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
   return p.batch > 0 && p.heads_q > 0 && p.len_q > 0 && p.len_q <= kDecodeRows && p.len_k > 0;
@@ -240,7 +239,7 @@ class DecodeUnit {
     if (!drops_) return;
     row.q_norm = enlarged_norm(squared_norm<V>(w_.q + r * call_.padded, call_.padded));
     row.reach = static_cast<float>(::log2(static_cast<double>(near.l)) + near.m) -
-                prune_constant(problem_, call_.args.slopes[h]) - 1.0f;
+                prune_constant(problem_, call_.args.slopes[h]);
   }
 
   int block() const { return kMost == kNormBlock ? kMost : min_int(kMost, call_.block); }

@@ -1,16 +1,18 @@
 // When the rest of a run of keys cannot matter.
 //
-// For a row i and the keys at distances d, d + 1, ... on one side of it (slope > 0),
+// Half of what may be left out, 2^-25 of a row's sum, is for keys that nobody looks at; the other
+// half for keys whose scores are known but whose values, or gradients, are left alone (kDropShare).
+// The first half: for a row i and the keys at distances d, d + 1, ... on one side of it (slope > 0),
 //
 //   s_ij <= u_i - slope * (distance of j)                            (Cauchy-Schwarz)
 //   u_i   = |q_i| * scale * max |k_j|  over the keys still ahead
 //   sum of exp(s_ij) <= exp(u_i - slope * d) / (1 - exp(-slope))     (geometric series)
 //
-// and the run ends when, for every row of the tile, that is at most 2^-24 of the row's sum so far
-// (2^-25 per side when there are two sides, so that both together stay below 2^-24). In the log2
+// and the run ends when, for every row of the tile, that is at most 2^-25 of the row's sum so far
+// (2^-26 per side when there are two sides, so that both together stay below 2^-25). In the log2
 // units of the kernels, with reference m_i and sum l_i,
 //
-//   exp2(u_i + bias(i, next key) - log2(1 - exp(-slope)) + 24 [+ 1] + kSlack - m_i) <= l_i
+//   exp2(u_i + bias(i, next key) - log2(1 - exp(-slope)) + 25 [+ 1] + kSlack - m_i) <= l_i
 //
 // Rounding: both norms are computed in float32 from at most 256 squares and enlarged by
 // kNormFactor = 1 + 2^-12, which exceeds the error of the sum (257 * 2^-24), of the square root, of
@@ -36,8 +38,9 @@ namespace {
 constexpr int kNormBlock = ALIBI_NORM_KEYS;  // keys per entry of the tables below
 constexpr float kNormFactor = 1.0f + 0x1p-12f;
 constexpr float kNormFloor = 256 * 0x1p-126f;
-constexpr float kPruneBits = 24.0f;
+constexpr float kPruneBits = 25.0f;
 constexpr float kSlack = 0.01f;
+constexpr float kDropShare = 0x1.fp-26f;  // 2^-25 less what the sums of weights may be off
 
 // Largest key norm among the keys of a span up to a block, and from a block on; null pointers when
 // nothing is pruned.
@@ -48,7 +51,7 @@ struct KeyNorms {
 
 ALIBI_INLINE int64_t norm_blocks(int64_t len_k) { return (len_k + kNormBlock - 1) / kNormBlock; }
 
-// What the bound needs besides norms and bias, log2 units: the geometric series, 2^-24 per row, one
+// What the bound needs besides norms and bias, log2 units: the geometric series, 2^-25 per row, one
 // bit more for each of two sides.
 ALIBI_INLINE float prune_constant(const AlibiProblem& p, float slope) {
   const double geometric = -::log2(-::expm1(-static_cast<double>(slope)));
@@ -186,6 +189,8 @@ class PruneTest {
       V::store(q_norm_ + v, V::mul(V::sqrt(sum), V::set1(factor)));
     }
   }
+
+  bool enabled() const { return enabled_; }
 
   // How many of the next `most` keys of a run, from `next` on, have to be visited: all of them, or
   // a multiple of kNormBlock after which the run may end.

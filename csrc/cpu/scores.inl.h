@@ -36,6 +36,32 @@ ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0
   dot_keys<V, N>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
 }
 
+// P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums.
+template <class V, int N>
+void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
+                const float* ramp, const typename V::Reg (&off)[N], typename V::Reg (&l)[N],
+                Lane<V>* p_t) {
+  const typename V::Reg factor = V::set1(scale2);
+  for (int v = 0; v < N; ++v) l[v] = V::zero();
+  for (int k0 = 0; k0 < count; k0 += V::kKeys) {
+    Acc<V, N> acc;
+    score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
+#pragma GCC unroll 8
+    for (int k = 0; k < V::kKeys; k += kTerms<V>) {
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        typename V::Reg p[kTerms<V>];
+#pragma GCC unroll 2
+        for (int t = 0; t < kTerms<V>; ++t) {
+          p[t] = exp2<V>(Operands<V>::score(acc[k + t][v], factor, off[v]));
+          l[v] = V::add(l[v], p[t]);
+        }
+        Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, p);
+      }
+    }
+  }
+}
+
 // largest[v] = max over the keys of the tile of ramp + K Q^T as a score; NaN is passed over.
 template <class V, int N>
 void max_scores(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
