@@ -5,8 +5,9 @@
 For every head: the share of the causal key tiles that the forward kernel visits, that the backward
 visits, and that any rule would have to visit, which knows every score in advance: the tiles before
 which the rest of each row's weights adds up to more than 2^-24 of the row. The gap between the
-first and the last is the slack of the bound; of the tiles in it the forward multiplies no values,
-and the backward looks at the scores and leaves most out. Rows go to benchmarks/results/<machine>/pruning-<date>-<commit>.csv.
+first and the last is the slack of the bound: of most tiles in it the forward computes scores and
+reads no values, and the backward computes scores and nothing else. Rows go to
+benchmarks/results/<machine>/pruning-<date>-<commit>.csv.
 
 The trained model is the one of `make demo`, trained here at length 64 (about a minute) and read on
 held-out text; its queries and keys are taken from the projection of each layer.
