@@ -42,8 +42,8 @@ constexpr float kPruneBits = 25.0f;
 constexpr float kSlack = 0.01f;
 constexpr float kDropShare = 0x1.fp-26f;  // 2^-25 less what the sums of weights may be off
 
-// Largest key norm among the keys of a span up to a block, and from a block on; null pointers when
-// nothing is pruned.
+// Largest key norm among the keys of a span up to a block, and from a block on (unless causal);
+// null pointers when nothing is pruned.
 struct KeyNorms {
   const float* prefix;  // [blocks]
   const float* suffix;  // [blocks]
@@ -92,27 +92,41 @@ float largest_square(const HeadView& k, int64_t begin, int64_t end, int dim) {
   return largest;
 }
 
-// Fills prefix[blocks] and suffix[blocks] (adjacent) for the keys [kv_start, kv_end) of one head,
-// from its keys or from the norms that the caller keeps, [blocks]. A norm that is no bound at all
-// (NaN, negative) counts as inf.
+// No smaller than enlarged_norm(norm * norm), for less. A norm that is no bound at all (NaN,
+// negative) counts as inf.
+ALIBI_INLINE float enlarged_kept_norm(float norm) {
+  constexpr float kRootOfFloor = 0x1p-59f;
+  static_assert(kRootOfFloor * kRootOfFloor == kNormFloor);
+  return norm >= 0.0f ? (norm + kRootOfFloor) * kNormFactor : __builtin_inff();
+}
+
+// Fills prefix[blocks] and, where there are keys on both sides, suffix[blocks] (adjacent) for the
+// keys [kv_start, kv_end) of one head, from its keys or from the norms that the caller keeps,
+// [blocks]. A decode step that is pruned by norms kept does little else, so this is not to be slow.
 template <class V>
 void fill_key_norms(const HeadView& k, const float* kept, const Span& span, int dim, int64_t blocks,
-                    float* prefix) {
+                    bool both_sides, float* prefix) {
   float* suffix = prefix + blocks;
-  for (int64_t t = 0; t < blocks; ++t) {
-    const int64_t begin = max_int64(span.kv_start, t * kNormBlock);
-    const int64_t end = min_int64(span.kv_end, (t + 1) * kNormBlock);
-    if (kept == nullptr) {
-      suffix[t] = enlarged_norm(largest_square<V>(k, begin, end, dim));
-    } else if (begin < end) {
-      suffix[t] = kept[t] >= 0.0f ? enlarged_norm(kept[t] * kept[t]) : __builtin_inff();
+  const int64_t first = span.kv_start / kNormBlock, last = norm_blocks(span.kv_end);
+  for (int64_t t = 0; t < blocks; ++t) suffix[t] = 0.0f;
+  for (int64_t t = first; t < last; ++t) {
+    if (kept != nullptr) {
+      suffix[t] = enlarged_kept_norm(kept[t]);
     } else {
-      suffix[t] = 0.0f;
+      const int64_t begin = max_int64(span.kv_start, t * kNormBlock);
+      const int64_t end = min_int64(span.kv_end, (t + 1) * kNormBlock);
+      suffix[t] = enlarged_norm(largest_square<V>(k, begin, end, dim));
     }
-    prefix[t] = t > 0 && prefix[t - 1] > suffix[t] ? prefix[t - 1] : suffix[t];
   }
-  for (int64_t t = blocks - 2; t >= 0; --t) {
-    if (suffix[t + 1] > suffix[t]) suffix[t] = suffix[t + 1];
+  float largest = 0.0f;
+  for (int64_t t = 0; t < blocks; ++t) {
+    largest = suffix[t] > largest ? suffix[t] : largest;
+    prefix[t] = largest;
+  }
+  largest = 0.0f;
+  for (int64_t t = blocks - 1; both_sides && t >= 0; --t) {
+    largest = suffix[t] > largest ? suffix[t] : largest;
+    suffix[t] = largest;
   }
 }
 
@@ -153,7 +167,7 @@ class KeyNormTable {
                       self.kept_ == nullptr ? nullptr : self.kept_ + index * self.blocks_,
                       span_of(self.problem_, self.spans_, b),
                       static_cast<int>(self.problem_.head_dim), self.blocks_,
-                      self.buffer_.floats() + 2 * self.blocks_ * index);
+                      self.problem_.causal == 0, self.buffer_.floats() + 2 * self.blocks_ * index);
   }
 
   const AlibiProblem& problem_;
