@@ -10,7 +10,8 @@ table prints the reason.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,49 @@ def finished(result: Any) -> Any:
         # Not ms.runtime.synchronize(): its first call on the CPU does not wait.
         result.asnumpy()
     return result
+
+
+@contextmanager
+def graph_mode() -> Iterator[None]:
+    """MindSpore's GRAPH_MODE, for a while: other providers of the process run in PyNative mode."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+def as_cell(function: Callable[..., Any]) -> Any:
+    """A Cell that computes `function`; called in GRAPH_MODE it is one graph."""
+    import mindspore as ms
+
+    class Computes(ms.nn.Cell):
+        def __init__(self) -> None:
+            super().__init__(auto_prefix=False)
+            self.function = function
+
+        def construct(self, *inputs: Any) -> Any:
+            return self.function(*inputs)
+
+    return Computes()
+
+
+def in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled as a Cell in GRAPH_MODE: the thread that calls it runs its graph.
+
+    Under ms.jit another thread runs the graph while the caller waits for it in a loop, which takes
+    a core from the kernels (docs/design/0051). The switch of modes is part of what is timed; it is
+    small beside the launch of a graph.
+    """
+    cell = as_cell(function)
+
+    def call(*inputs: Any) -> Any:
+        with graph_mode():
+            return cell(*inputs)
+
+    return call
 
 
 def all_providers() -> list[Provider]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cases import DECODE, FORWARD, TRAINING, Case, numpy_dtype
 from measure import CEILINGS_LIBRARY, ceilings_library
-from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished
+from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished, in_graph
 from tables import PLAIN_READ
 
 
@@ -109,7 +109,7 @@ def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: 
     if case.mode == TRAINING:
         call = ms.value_and_grad(loss, (0, 1, 2), has_aux=True)
     if graph:
-        call = ms.jit(call)
+        call = in_graph(call)
 
     def run() -> Any:
         return finished(call(q, k, v))
@@ -187,7 +187,7 @@ PROVIDERS = [
         unit="fma_avx2",
     ),
     Provider(
-        "alibi-kernels in MindSpore (jit)",
+        "alibi-kernels in MindSpore (graph)",
         "ours",
         "mindspore",
         partial(_mindspore, backend="cpu", graph=True, prune=False),
@@ -196,7 +196,7 @@ PROVIDERS = [
         SETTLING_CALLS,
     ),
     Provider(
-        "MindSpore pure ops (jit)",
+        "MindSpore pure ops (graph)",
         "reference",
         "mindspore",
         partial(_mindspore, backend="reference", graph=True, prune=False),

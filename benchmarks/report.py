@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import targets
 from layouts import BNSD
-from models import FUSED, KERNEL, LAYER, PRODUCTS
+from models import FUSED, KERNEL, LAYER, LAYER_UNDER_JIT, PRODUCTS
 from overhead import EAGER, GRAPH
 from tables import (
     FEW_SAMPLES,
@@ -201,10 +201,15 @@ def layer_section(rows: list[Row]) -> list[str]:
         whole, products, kernel = (float(r["median_ms"]) if r else 0.0 for r in parts)
         share = f"{whole / (products + kernel):.2f}" if all(parts) else "-"
         name = model_name(next(r for r in rows if r["case"] == case))
-        lines[name] = [*(f"{t:.4g}" if t else "-" for t in (whole, products, kernel)), share]
+        jit = found.get((case, LAYER_UNDER_JIT))
+        under_jit = f"{float(jit['median_ms']):.4g}" if jit else "-"
+        times = (f"{t:.4g}" if t else "-" for t in (whole, products, kernel))
+        lines[name] = [*times, share, under_jit]
     columns = ["layer", "its matrix products", "its attention kernel", "layer / sum of both"]
-    text = "Milliseconds; the rest of a layer is norms, GELU and residuals."
-    return [text, "", *grid("", columns, lines)]
+    columns += ["layer under ms.jit"]
+    text = "Milliseconds; the rest of a layer is norms, GELU and residuals. Layer and products are"
+    more = "Cells in GRAPH_MODE; under `ms.jit` the caller waits in a loop for another thread."
+    return [text, more, "", *grid("", columns, lines)]
 
 
 def layouts_section(rows: list[Row]) -> list[str]:

@@ -6,9 +6,7 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from tests import oracle
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import layouts
-import measure
 import models
 import one_case
 import overhead
@@ -91,7 +88,7 @@ def test_every_provider_that_is_here_is_right(suite: Suite, case: Case) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_training_in_16_bits_runs_in_mindspore(dtype: str) -> None:
     case = Case(TRAINING, 1, 2, 17, 17, 8, dtype=dtype)
-    (ours,) = (p for p in SUITES["training"].providers if p.name.endswith("in MindSpore (jit)"))
+    (ours,) = (p for p in SUITES["training"].providers if p.name.endswith("in MindSpore (graph)"))
     rows = {ours.name: Row.of("test", case, ours)}
     assert list(dict(one_case.prepare(case, Suite([case], [ours]), rows))), rows
 
@@ -283,9 +280,11 @@ def test_report_renders_every_suite(
     assert "| forward (1,8,512,32) | 2.5 (1.00) | 3.5 (1.40) | - |" in page  # layouts
     assert "| native.attention_forward | - | - |" in page  # overhead
     assert "| builtin add | 2,500.0 | 3,500.0 |" in page
-    assert "| ALiBiTransformer, fused (jit) | 2,000 (20.1 MB) | 2,000 (20.1 MB) |" in page
+    assert "| ALiBiTransformer, fused (graph) | 2,000 (20.1 MB) | 2,000 (20.1 MB) |" in page
     assert "| best peer / fused | **2.20x** |" in page  # 5.5 / 2.5
-    assert "| training, 1 layers, d_model 256, batch 8, length 256 | 2.5 | 3.5 | - | - |" in page
+    assert (
+        "| training, 1 layers, d_model 256, batch 8, length 256 | 2.5 | 4.5 | - | - | 3.5 |" in page
+    )
     assert "- packed: no such thing here (12 cases)" in page
     lines = page.splitlines()
     for start, line in enumerate(lines[:-1]):  # each table has the same number of cells throughout
@@ -308,87 +307,6 @@ def test_summary_for_the_readme(results: Path, tmp_path: Path) -> None:
     readme.write_text("no marks")
     assert not report.fill_readme(readme, ["new"])
     assert readme.read_text() == "no marks"
-
-
-class _NoCeilings:
-    def measure(self, threads: int) -> dict[str, float]:
-        return {"fma": 100.0, "fma_avx2": 50.0, "bf16": 0.0, "bandwidth": 10.0}
-
-
-def _measure(suite: Suite, case: Case, samples: int = 3, seconds: float = 1.0) -> dict[str, Row]:
-    rows = {p.name: Row.of("test", case, p) for p in suite.providers}
-    one_case.measure_case(rows, suite, case, samples, seconds, _NoCeilings())  # type: ignore[arg-type]
-    return rows
-
-
-def _calling(name: str, run: Any, **fields: Any) -> Provider:
-    """A yardstick that runs `run`."""
-    provider = replace(_provider(lambda c, i: {}), name=name, kind="yardstick", **fields)
-    return replace(provider, prepare=lambda c, i: Prepared(run, dict))
-
-
-def test_times_are_per_call() -> None:
-    """A run of 1000 calls that waits 10 ms is 10 us a call; a model's tokens follow from it."""
-    case = MODEL_CASES[0]
-    suite = Suite([case], [_calling("it", lambda: time.sleep(0.01))], ModelTruth, calls=1000)
-    row = _measure(suite, case)["it"]
-    # Never less than it sleeps; at most 20 times that on a busy machine.
-    assert 0.01 <= float(row.median_ms) < 0.2
-    assert float(row.tokens_per_s) == pytest.approx(1e3 * 2 * 7 / float(row.median_ms), rel=1e-3)
-    assert row.samples == "3"
-
-
-def test_a_provider_that_breaks_while_it_is_timed_costs_its_own_row_only() -> None:
-    calls = []
-
-    def breaks() -> None:
-        calls.append(1)
-        time.sleep(0.002)
-        if len(calls) > 4:  # one in prepare, two in a sample
-            raise MemoryError("no room")
-
-    providers = [_calling("breaks", breaks), _calling("works", lambda: None)]
-    rows = _measure(Suite(KERNEL_CASES[:1], providers), KERNEL_CASES[0], samples=9)
-    assert rows["breaks"].status == "failed: MemoryError: no room"
-    assert rows["breaks"].median_ms == ""
-    assert (rows["works"].status, rows["works"].samples) == ("ok", "9")
-
-
-def test_short_calls_are_timed_many_at_once() -> None:
-    """What a microsecond takes is not to be read off one cold call."""
-    calls: list[int] = []
-    timings, _ = measure.interleave({"it": lambda: calls.append(1)}, 3, 1.0)
-    assert timings["it"].median < 1e-4
-    assert len(calls) > 3 * 2
-
-
-def _turns(seconds: dict[str, float], ours: str, budget: float) -> dict[str, int]:
-    """How many samples each gets whose calls sleep that long."""
-    runs = {name: partial(time.sleep, s) for name, s in seconds.items()}
-    timings, _ = measure.interleave(runs, 9, budget, ours=(ours,))
-    return {name: timing.samples for name, timing in timings.items()}
-
-
-def test_who_is_compared_gets_samples_and_who_is_far_behind_gets_few() -> None:
-    seconds = {"ours": 0.12, "best": 0.06, "close": 0.07, "slow": 0.1, "far": 0.3}
-    assert _turns(seconds, "ours", 0.1) == {"ours": 5, "best": 5, "close": 5, "slow": 1, "far": 1}
-    plenty = _turns(seconds, "ours", 20.0)
-    assert plenty == {"ours": 9, "best": 9, "close": 9, "slow": 9, "far": 2}
-
-
-def test_what_is_asked_for_at_any_rate_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "LONGEST_SECONDS", 0.3)
-    assert _turns({"ours": 0.12}, "ours", 0.1) == {"ours": 2}
-
-
-def test_what_mindspore_compiles_settles_before_the_clock_runs() -> None:
-    calls = []
-    provider = _calling("it", lambda: calls.append(1), settling_calls=5)
-    row = _measure(Suite(KERNEL_CASES[:1], [provider]), KERNEL_CASES[0])["it"]
-    assert row.settled == "5"
-    assert len(calls) >= 1 + 5 + 3 * 2
-    for provider in {p.name: p for s in SUITES.values() for p in s.providers}.values():
-        assert (provider.settling_calls > 0) == ("(jit)" in provider.name), provider.name
 
 
 def test_peak_memory_of_a_provider_in_a_process_of_its_own() -> None:
