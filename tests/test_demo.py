@@ -6,8 +6,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 
 from alibi.demo.progress import Progress
@@ -54,6 +56,14 @@ def test_demo_speaks_of_the_papers_model() -> None:
     assert FULL.held_out >= 16 * 64 * 16
 
 
+@pytest.fixture
+def _mode_as_before() -> Iterator[None]:
+    mode = ms.get_context("mode")
+    yield
+    ms.set_context(mode=mode)
+
+
+@pytest.mark.usefixtures("_mode_as_before")
 @pytest.mark.parametrize("name", ["reference", "fused"])
 def test_measure(name: str) -> None:
     """Every pass has a time and a peak that is not negative."""

@@ -41,6 +41,29 @@ class TrainingPlan:
         return [self.learning_rate * up * down for up, down in zip(rise, fall, strict=True)]
 
 
+class TrainingStep(nn.Cell):
+    """One step of the optimiser, compiled as a whole; returns the loss.
+
+    Args:
+        model: what is trained.
+        optimizer: of its parameters.
+    """
+
+    def __init__(self, model: ALiBiLanguageModel, optimizer: nn.Optimizer) -> None:
+        super().__init__(auto_prefix=False)
+
+        def loss_of(inputs: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
+            return cross_entropy(model(inputs), targets)
+
+        self.optimizer = optimizer
+        self.loss_and_gradients = ms.value_and_grad(loss_of, None, optimizer.parameters)
+
+    def construct(self, inputs: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
+        loss, gradients = self.loss_and_gradients(inputs, targets)
+        self.optimizer(gradients)
+        return loss
+
+
 def train(
     model: ALiBiLanguageModel,
     tokens: np.ndarray,
@@ -62,24 +85,16 @@ def train(
         As ALiBiAttention.
     """
     optimizer = nn.Adam(model.trainable_params(), learning_rate=plan.learning_rates())
-
-    def loss_of(inputs: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
-        return cross_entropy(model(inputs), targets)
-
-    gradient = ms.value_and_grad(loss_of, None, optimizer.parameters)
-
-    @ms.jit
-    def step(inputs: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
-        loss, gradients = gradient(inputs, targets)
-        optimizer(gradients)
-        return loss
-
+    step = TrainingStep(model, optimizer)
     random = np.random.default_rng(plan.seed)
     losses = []
     model.set_train(True)
     for done in range(1, plan.steps + 1):
         inputs, targets = sample_batch(tokens, plan.length, plan.batch_size, random)
-        losses.append(float(step(ms.Tensor(inputs), ms.Tensor(targets)).asnumpy()))
+        # As a call in GRAPH_MODE, without that mode. Under ms.jit the graph would run on another
+        # thread while this one waits for it in a loop.
+        loss = step.compile_and_run(ms.Tensor(inputs), ms.Tensor(targets))
+        losses.append(float(loss.asnumpy()))
         if report is not None:
             report(done, losses[-1])
     model.set_train(False)
