@@ -27,7 +27,7 @@ Mark = Callable[[str], object]
 RUN = Path(__file__).with_name("run.py")
 LEAST_SECONDS = 2.0  # of timing, however late in the run
 SETTLING_SECONDS = 3.0  # of a provider, however little time its case has
-MEMORY_SECONDS = 180.0  # after which the process that measures memory is given up
+MEMORY_SECONDS = 300.0  # after which the process that measures memory is given up
 
 
 def floor_seconds(case: Case, ceilings: dict[str, float], unit: str | None = None) -> float:
@@ -149,14 +149,17 @@ def fill(row: Row, timing: measure.Timing, calls: int, floor: float) -> None:
 
 
 def note_reasons(rows: dict[str, Row], suite: Suite, case: Case) -> None:
-    """What measure_case does for providers that cannot run the case, where nothing is timed."""
+    """What measure_case does for providers that cannot run the case, before anything is called."""
     for provider in suite.providers:
         if rows[provider.name].status == "ok":
             rows[provider.name].status = "; ".join(provider.reasons_against(case)) or "ok"
 
 
-def measure_memory(suite: str, rows: list[Row], options: list[str], mark: Mark) -> None:
-    """Fills in the peak extra memory of one call, each provider in a fresh process."""
+def measure_memory(suite: str, rows: list[Row], options: list[str], mark: Mark) -> dict[str, str]:
+    """Fills in the peak extra memory of one call, each provider in a fresh process; returns why
+    some could not be measured, by provider.
+    """
+    troubles = {}
     for row in rows:
         if row.status != "ok":
             continue
@@ -173,10 +176,14 @@ def measure_memory(suite: str, rows: list[Row], options: list[str], mark: Mark) 
             )
             row.peak_extra_mb = result.stdout.split()[-1]
         except subprocess.TimeoutExpired:
-            row.status = f"memory: no answer in {MEMORY_SECONDS:.0f} s"
+            troubles[row.provider] = f"memory: no answer in {MEMORY_SECONDS:.0f} s"
         except subprocess.CalledProcessError as error:
-            row.status = f"memory: {(error.stderr.strip().splitlines() or ['?'])[-1][:160]}"
-        print(f"  {row.provider:34s}{row.peak_extra_mb or row.status:>12s} MB", flush=True)
+            said = (error.stderr.strip().splitlines() or ["?"])[-1][:160]
+            signal = f"the process died of signal {-error.returncode}"
+            troubles[row.provider] = f"memory: {signal if error.returncode < 0 else said}"
+        answer = troubles.get(row.provider) or f"{row.peak_extra_mb:>12s} MB"
+        print(f"  {row.provider:34s}{answer}", flush=True)
+    return troubles
 
 
 def memory_of(suite_name: str, case_name: str, provider_name: str, quick: bool) -> None:
@@ -186,10 +193,13 @@ def memory_of(suite_name: str, case_name: str, provider_name: str, quick: bool) 
     The first call of the full size compiles and fills the allocators' pools. What it leaves behind
     counts, what it needed to compile does not.
     """
+    # Should the machine's memory end, this process goes first, and its row says so.
+    Path("/proc/self/oom_score_adj").write_text("1000")
     suite = all_suites(quick)[suite_name]
     case = next(c for c in suite.cases if c.name == case_name)
     provider = next(p for p in suite.providers if p.name == provider_name)
-    small = replace(case, batch=1, queries=64, keys=64)
+    less = {"layers": 1} if isinstance(case, ModelCase) else {}
+    small = replace(case, batch=1, queries=64, keys=64, **less)
     provider.prepare(small, small.inputs()).run()
     prepared = provider.prepare(case, case.inputs())
 
@@ -203,11 +213,12 @@ def memory_of(suite_name: str, case_name: str, provider_name: str, quick: bool) 
     print(f"{measure.peak_extra_bytes(second_call) / 1e6:.1f}")
 
 
-def show(case: Case, rows: list[Row]) -> None:
+def show(rows: list[Row]) -> None:
     """Prints one case as a table, fastest first, each row against the best peer."""
     timed = sorted((r for r in rows if r.median_ms), key=lambda r: float(r.median_ms))
     peers = [r for r in timed if r.kind == "peer"]
-    print(f"\n{case.name}" + (f"   floor {timed[0].floor_ms} ms" if timed else ""))
+    if timed:
+        print(f"  {'floor':34s}{float(timed[0].floor_ms):10.3f} ms")
     for row in timed:
         against = ""
         if peers and row.kind == "ours":

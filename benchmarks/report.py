@@ -168,13 +168,16 @@ def lookup(rows: list[Row]) -> dict[tuple[str, str], Row]:
 def model_section(rows: list[Row]) -> list[str]:
     """Tokens per second and memory of whole models, and how far the fused one is from its peers."""
     found, cases = lookup(rows), unique(r["case"] for r in rows)
+
+    def both(row: Row | None) -> str:
+        if row is None:
+            return "-"
+        memory = f"{row['peak_extra_mb']} MB" if row["peak_extra_mb"] else row["status"]
+        return f"{float(row['tokens_per_s']):,.0f} ({memory})"
+
     lines = {}
     for name in unique(r["provider"] for r in rows):
-        timed = [found.get((c, name)) for c in cases]
-        lines[name] = [
-            f"{float(r['tokens_per_s']):,.0f} ({r['peak_extra_mb'] or '-'} MB)" if r else "-"
-            for r in timed
-        ]
+        lines[name] = [both(found.get((c, name))) for c in cases]
     parts = list(by_case(rows).values())
     lines["best peer / fused"] = [ratio(part, FUSED) for part in parts]
     return [

@@ -41,6 +41,7 @@ from suites import Suite, all_suites
 RESULTS = Path(__file__).resolve().parent / "results"
 # Of a process, after a case: then another one goes on. MindSpore keeps all that a graph took.
 LARGE_BYTES = 8e9
+LEAST_SHARE = 0.3  # of the time of a case is for timing, however long memory takes
 STALLED_SECONDS = 420.0  # without a sign of life, after which a process is ended
 
 
@@ -142,7 +143,7 @@ class Schedule:
 
 def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
     """Child process: the cases of one suite that the log does not have yet, or the first of them if
-    it leaves little memory.
+    it leaves little memory, or if memory is measured.
     """
     name, path, until = args.child
     log = Log.load(Path(path))
@@ -158,21 +159,24 @@ def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
         rows = {p.name: Row.of(name, case, p) for p in suite.providers}
         for row in rows.values():
             row.status = str(crashed.get(f"{name}/{case.name}/{row.provider}", "ok"))
+        share, troubles = schedule.share((name, case.name)), {}
+        print(f"\n{case.name}", flush=True)
+        note_reasons(rows, suite, case)
+        if suite.memory(case):  # first, while this process leaves room for another
+            troubles = measure_memory(name, list(rows.values()), options_of(args), marker)
         if ceilings is not None:
-            share = schedule.share((name, case.name))
-            limits = measure_case(rows, suite, case, args.samples, share, ceilings, marker, places)
+            left = max(begin + share - time.monotonic(), share * LEAST_SHARE)
+            limits = measure_case(rows, suite, case, args.samples, left, ceilings, marker, places)
             log.section("ceilings")[case.name] = limits
-            show(case, list(rows.values()))
-        else:
-            print(f"\n{case.name}")
-            note_reasons(rows, suite, case)
-        if suite.memory(case):
-            measure_memory(name, list(rows.values()), options_of(args), marker)
+            show(list(rows.values()))
+        for row in rows.values():
+            if row.status == "ok":
+                row.status = troubles.get(row.provider, "ok")
         seconds = time.monotonic() - begin
         log.section("seconds")[f"{name}/{case.name}"] = round(seconds, 1)
         log.add(list(rows.values()))
         print(f"  ({seconds:.0f} s; {schedule.describe()})", flush=True)
-        if measure.resident_bytes() > LARGE_BYTES:
+        if suite.memory(case) or measure.resident_bytes() > LARGE_BYTES:
             return
 
 

@@ -34,8 +34,6 @@ FIRST = (
 )
 # Beyond this length one call that reads every key takes half a minute.
 LONGEST_DENSE = 32768
-# Deeper models have no more to show: each layer adds the same.
-DEEPEST_MEMORY = 6
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,12 @@ class Suite:
 
     def weight(self, case: Case) -> float:
         """Seconds that the case deserves, roughly: a setting-up and some calls of every provider
-        that can run it, ten where they are short.
+        that can run it, ten where they are short, and for memory two more in a new process.
         """
         able = sum(not p.reasons_against(case) for p in self.providers)
         call = case.cache_bytes / 1e10 if case.mode == DECODE else case.flops / 5e10
-        return 0.5 + able * ((2 + min(10 * call, 5 + call)) * self.timed + 8 * self.memory(case))
-
-
-def _shallow(case: Case) -> bool:
-    return isinstance(case, models.ModelCase) and case.layers <= DEEPEST_MEMORY
+        timing, memory = 2 + min(10 * call, 5 + call), 8 + 2 * call
+        return 0.5 + able * (timing * self.timed + memory * self.memory(case))
 
 
 def _bounded(provider: Provider) -> Provider:
@@ -91,7 +86,9 @@ def all_suites(quick: bool = False) -> dict[str, Suite]:
         "layouts": Suite(layouts.CASES, layouts.PROVIDERS),
         "overhead": Suite(overhead.CASES, overhead.PROVIDERS, calls=overhead.CALLS),
         "layer": Suite(models.LAYER_CASES, models.LAYER_PROVIDERS, ModelTruth),
-        "models": Suite(models.CASES, models.model_providers(), ModelTruth, memory=_shallow),
+        "models": Suite(
+            models.CASES, models.model_providers(), ModelTruth, memory=lambda case: True
+        ),
         "memory": Suite(
             [MEMORY_CASE],
             [p for p in providers if p.kind != "yardstick"],

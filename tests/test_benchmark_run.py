@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import one_case
 import run
 import targets
 from cases import FORWARD, Case
@@ -85,6 +86,31 @@ def test_a_process_that_has_grown_large_leaves_the_rest_to_another(
     args = run.parse(["--child", "forward", str(tmp_path / "run.csv"), str(time.monotonic() + 9)])
     run.run_suite(args, {"forward": Suite(CASES, [_provider("good")], timed=False)})
     assert len(Log.load(tmp_path / "run.csv").done()) == done
+
+
+def test_memory_that_could_not_be_measured_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that measures it dies, or fails; and after each case another process goes on."""
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import os, sys\n"
+        "if sys.argv[-1] == 'good': print('1.5')\n"
+        "elif sys.argv[-1] == 'bad': os.kill(os.getpid(), 9)\n"
+        "else: sys.exit('no room')\n"
+    )
+    monkeypatch.setattr(one_case, "RUN", script)
+    providers = [_provider(name) for name in ("good", "bad", "worse")]
+    suite = Suite(CASES, providers, timed=False, memory=lambda case: True)
+    Log(tmp_path / "run.csv", {"commit": "abc"}).save()
+    args = run.parse(["--child", "forward", str(tmp_path / "run.csv"), str(time.monotonic() + 9)])
+    run.run_suite(args, {"forward": suite})
+    rows = Log.load(tmp_path / "run.csv").rows
+    assert [(r.case, r.provider, r.peak_extra_mb, r.status) for r in rows] == [
+        (CASES[0].name, "good", "1.5", "ok"),
+        (CASES[0].name, "bad", "", "memory: the process died of signal 9"),
+        (CASES[0].name, "worse", "", "memory: no room"),
+    ]
 
 
 def test_a_process_that_says_nothing_is_ended(
