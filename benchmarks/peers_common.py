@@ -32,6 +32,16 @@ def dense_bias(case: Case) -> np.ndarray:
     return bias[None].astype(np.float32, copy=False)
 
 
+@lru_cache(maxsize=1)
+def forget_compiled(case: Case) -> None:
+    """Lets torch forget what it has compiled, once per case: once per provider, those prepared
+    before would have to compile again, while they are timed.
+    """
+    import torch
+
+    torch._dynamo.reset()
+
+
 def bias_gigabytes(case: Case) -> float:
     return case.heads * case.queries * case.keys * 4e-9
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from cases import TRAINING, Case
-from peers_common import dense_bias
+from peers_common import dense_bias, forget_compiled
 from providers import Arrays, Prepared, Provider
 from truth_model import INPUT_GRADIENT, NORM_EPSILON, gradient_of
 
@@ -91,7 +91,7 @@ def _torch(case: Case, inputs: Arrays, *, compiled: bool) -> Prepared:
     target = torch.from_numpy(inputs["target"])
     call = model
     if compiled:
-        torch._dynamo.reset()
+        forget_compiled(case)
         call = torch.compile(model, dynamic=False)
 
     def forward() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from cases import DECODE, TRAINING, Case
-from peers_common import INFERENCE, dense_bias, first_position, limits
+from peers_common import INFERENCE, dense_bias, first_position, forget_compiled, limits
 from providers import Arrays, Prepared, Provider
 
 Attend = Callable[[Any, Any, Any], Any]  # q, k, v -> out, in torch tensors
@@ -97,7 +97,7 @@ def _eager(case: Case) -> Attend:
 def _eager_compiled(case: Case) -> Attend:
     import torch
 
-    torch._dynamo.reset()
+    forget_compiled(case)
     return torch.compile(_eager(case), dynamic=False)
 
 
@@ -105,7 +105,7 @@ def _flex(case: Case) -> Attend:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    torch._dynamo.reset()
+    forget_compiled(case)
     slopes = torch.from_numpy(case.slopes.astype(np.float32))
     first = first_position(case)
 

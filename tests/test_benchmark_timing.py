@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,24 @@ def test_what_mindspore_compiles_settles_before_the_clock_runs() -> None:
     for provider in {p.name: p for s in suites.all_suites().values() for p in s.providers}.values():
         compiled = provider.name.endswith(("(graph)", "(jit)"))
         assert (provider.settling_calls > 0) == compiled, provider.name
+
+
+def test_a_provider_of_torch_does_not_make_another_compile_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What torch has compiled is forgotten once per case, before the first provider of it."""
+    torch = pytest.importorskip("torch")
+    resets = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+    compiled = [
+        p for p in providers.all_providers() if p.name.startswith("torch") and "compiled" in p.name
+    ]
+    assert len(compiled) == 2
+    for keys in (20, 21):
+        case = replace(CASE, queries=keys, keys=keys)
+        for provider in compiled:
+            provider.prepare(case, case.inputs())
+    assert len(resets) == 2
 
 
 def test_a_graph_runs_in_graph_mode_and_leaves_the_mode_as_it_was(
