@@ -230,6 +230,12 @@ def verdict(target: Target, values: dict[str, float | None]) -> str:
     return f"**missed** in {len(known) - met} of {len(known)}"
 
 
+def shown(target: Target, value: float) -> str:
+    """Three digits, or as many more as it takes to look missed or met as it is."""
+    texts = (f"{value:.{digits}g}" for digits in range(3, 18))
+    return next(text for text in texts if target.met(float(text)) == target.met(value))
+
+
 def section(rows: list[Row]) -> list[str]:
     """The table of all targets: verdict, and the value of every column, those that miss in bold."""
     lines = {}
@@ -237,7 +243,7 @@ def section(rows: list[Row]) -> list[str]:
         values = judge(target, rows)
         cells = []
         for name, value in values.items():
-            text = "-" if value is None else f"{value:.3g}"
+            text = "-" if value is None else shown(target, value)
             missed = value is not None and not target.met(value)
             cells.append(f"{name} **{text}**" if missed else f"{name} {text}")
         lines[target.text] = [target.needed, verdict(target, values), "; ".join(cells) or "-"]

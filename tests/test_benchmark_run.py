@@ -249,6 +249,25 @@ def test_targets_are_met_or_missed_by_the_numbers() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "limit", "at_least", "text"),
+    [
+        (1.998, 2.0, True, "1.998"),
+        (1.9996, 2.0, True, "1.9996"),
+        (2.0, 2.0, True, "2"),
+        (2.345678, 2.0, True, "2.35"),
+        (1.0504, 1.05, False, "1.0504"),
+        (1.0496, 1.05, False, "1.05"),
+        (14.2, 20, False, "14.2"),
+    ],
+)
+def test_a_missed_value_does_not_look_met(
+    value: float, limit: float, at_least: bool, text: str
+) -> None:
+    target = targets.Target("t", "forward", lambda case, rows: None, limit, at_least=at_least)
+    assert targets.shown(target, value) == text
+
+
 def test_targets_across_suites_and_cases() -> None:
     one, two = SUITES["threads"].cases[:2]
     rows = [_row("threads", one, targets.OURS, "ours", 3.0)]
