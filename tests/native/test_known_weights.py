@@ -88,9 +88,7 @@ def test_the_backward_adds_up_what_it_leaves_out_of_a_row(isa: str) -> None:
     lift_far_keys(x, 300, 32, 2.0**-27 / (1 + 0.01 * distance))
     x.v[:, :, :-300, 0] = -1
     truth = truth_of(case, x)["dslopes"]
-    dense, pruned = (
-        named(backward(case, x, isa=isa, prune=p))["dslopes"] for p in (False, True)
-    )
+    dense, pruned = (named(backward(case, x, isa=isa, prune=p))["dslopes"] for p in (False, True))
     largest = 2.0  # |<dout, v> - delta|: values are 1 or -1, delta is about 1
     theorem = case.Sq * EPS * largest / 0.01
     assert np.abs(pruned - truth).max() <= theorem + 2 * np.abs(dense - truth).max()
