@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alibi_kernels.layer_ops import bias_gelu, layer_norm
     from alibi_kernels.ops import (
         TrainedSlopes,
         alibi_attention,
@@ -28,7 +29,9 @@ __all__ = [
     "alibi_attention_packed",
     "alibi_attention_weights",
     "alibi_slopes",
+    "bias_gelu",
     "explain",
+    "layer_norm",
 ]
 
 # public name -> the module that defines it
@@ -38,7 +41,9 @@ _HOME = {
     "alibi_attention_packed": "ops",
     "alibi_attention_weights": "ops",
     "alibi_slopes": "slopes",
+    "bias_gelu": "layer_ops",
     "explain": "registry",
+    "layer_norm": "layer_ops",
 }
 
 

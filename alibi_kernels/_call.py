@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alibi_kernels import contract
+from alibi_kernels import contract, layer_contract
 
 try:
     from alibi_kernels import _native
@@ -46,6 +46,19 @@ def isas() -> list[dict[str, Any]]:
 @cache
 def _usable_isas() -> list[str]:
     return [row["name"] for row in isas() if row["built"] and row["supported"]]
+
+
+def _threads(op: str, threads: int | None) -> int:
+    """What the kernels take: 0 for the OpenMP default."""
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise contract.error("threads.range", op, got=repr(threads))
+    return threads or 0
+
+
+def _isa(op: str, isa: str | None) -> str | None:
+    if isa is not None and isa not in _usable_isas():
+        raise contract.error("isa.choice", op, choices=_usable_isas(), got=repr(isa))
+    return isa
 
 
 @dataclass(frozen=True)
@@ -100,18 +113,14 @@ def _make_plan(
         input_layout=input_layout,
         prune=prune,
     )
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise contract.error("threads.range", op, got=repr(threads))
-    if isa is not None and isa not in _usable_isas():
-        raise contract.error("isa.choice", op, choices=_usable_isas(), got=repr(isa))
     native = _native.Call(
         scale=call.scale,
         causal=call.causal,
         signed_bias=call.bias == "signed",
         prune=call.prune,
         bsnd=call.input_layout == "BSND",
-        threads=threads or 0,
-        isa=isa,
+        threads=_threads(op, threads),
+        isa=_isa(op, isa),
     )
     rows, float32 = (call.batch, call.heads_q, call.len_q), np.dtype(np.float32)
     kinds = {
@@ -253,3 +262,65 @@ def _is_readable(array: Array) -> bool:
     last = array.strides[3] if array.shape[3] > 1 else item
     strided = last == item and not any(step % item for step in steps) and array.flags.aligned
     return array.size == 0 or strided
+
+
+class RowsCall:
+    """One call of a kernel over the rows of x: layer_norm or bias_gelu.
+
+    Kinds of arrays, all of them contiguous float32: "x" is like x; "vector" is [width], the length
+    of its last axis; "row" has its other axes.
+    """
+
+    def __init__(self, op: str, x: Array, threads: int | None, isa: str | None) -> None:
+        self.op = op
+        if not isinstance(x, np.ndarray):
+            contract.require_type("x", x, np.ndarray, op=op)
+        layer_contract.check_x(x.shape, op=op)
+        self._native = _native.RowsCall(_threads(op, threads), _isa(op, isa))
+        self._kinds = {"x": x.shape, "vector": x.shape[-1:], "row": x.shape[:-1]}
+        self._arrays: list[Array] = []
+        self.take("x", x, "x")
+
+    def take(self, name: str, array: Array, kind: str) -> None:
+        """Adds an input."""
+        if not isinstance(array, np.ndarray):
+            contract.require_type(name, array, np.ndarray, op=self.op)
+        shape, whole = self._kinds[kind], self._kinds["x"]
+        if array.dtype != np.float32:
+            raise contract.error(
+                "array.dtype", self.op, name=name, want=np.dtype(np.float32), got=array.dtype
+            )
+        if kind == "vector":
+            layer_contract.check_vector(name, array.shape, whole, op=self.op)
+        elif array.shape != shape:
+            raise contract.error("array.shape", self.op, name=name, want=shape, shape=array.shape)
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            raise contract.error("rows.contiguous", self.op, name=name, strides=array.strides)
+        # The sizes are given: -1 says nothing where there are no rows.
+        rows = int(np.prod(whole[:-1]))
+        self._arrays.append(array.reshape(-1 if kind != "x" else (rows, whole[-1])))
+
+    def make_all(
+        self, argument: str, kinds: dict[str, str], given: tuple[Array | None, ...] | None
+    ) -> Any:
+        """Adds the results and returns them: the arrays given as `argument`, or new ones."""
+        given = (None,) * len(kinds) if given is None else given
+        if not isinstance(given, tuple) or len(given) != len(kinds):
+            got = f"a tuple of {len(given)}" if isinstance(given, tuple) else repr(type(given))
+            names = ", ".join(kinds)
+            fields = {"name": argument, "want": len(kinds), "names": names, "got": got}
+            raise contract.error("rows.results", self.op, **fields)
+        results = []
+        for (name, kind), array in zip(kinds.items(), given, strict=True):
+            result = np.empty(self._kinds[kind], np.float32) if array is None else array
+            self.take(name, result, kind)
+            if not result.flags.writeable:
+                raise contract.error("array.readonly", self.op, name=name)
+            results.append(result)
+        return tuple(results)
+
+    def run(self, entry: Callable[..., int], *numbers: float) -> None:
+        """Calls the entry point; raises for any status but "ok"."""
+        status = entry(self._native, *numbers, *self._arrays)
+        if status:
+            raise contract.error(_native.status_name(status), self.op)

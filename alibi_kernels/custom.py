@@ -102,7 +102,7 @@ def in_full_precision(run: Run) -> Run:
     return guarded
 
 
-class _Operator(ops.Custom):
+class Operator(ops.Custom):
     """An operator of a kernel library."""
 
     def __init__(self, library: str, symbol: str, attributes: dict[str, Any]) -> None:
@@ -144,8 +144,8 @@ def _build(
     has_slopes, floats = form.slopes, form.differentiated  # a graph cannot ask a Form
     constant = Tensor(slopes, ms.float32) if on_device and not trained else None
     attributes = _attributes(signature, slopes, on_device)
-    forward = _Operator(library, pair.forward, attributes)
-    backward = _Operator(library, pair.backward, attributes)
+    forward = Operator(library, pair.forward, attributes)
+    backward = Operator(library, pair.backward, attributes)
 
     def run(tensors, slopes, spans):
         operands = tensors

@@ -31,8 +31,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alibi_kernels import contract
-from alibi_kernels._call import NORM_KEYS, Array, Call, Stats, _native
+from alibi_kernels import contract, layer_contract
+from alibi_kernels._call import NORM_KEYS, Array, Call, RowsCall, Stats, _native
 from alibi_kernels._call import isas as isas
 
 
@@ -227,3 +227,93 @@ def key_norms(
         part = norm[:, :, max(0, first) : first + NORM_KEYS]
         np.maximum(norms[:, :, t], part.max(axis=2), out=norms[:, :, t])
     return norms
+
+
+def layer_norm_forward(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    *,
+    epsilon: float = 1e-5,
+    threads: int | None = None,
+    isa: str | None = None,
+    out: tuple[Array | None, ...] | None = None,
+) -> tuple[Array, Array, Array]:
+    r"""Layer normalisation over the last axis of x. Every array is contiguous float32.
+
+    y = (x - mean) * rstd * gamma + beta      rstd = (variance + epsilon) ** -0.5
+
+    Args:
+        x: [..., width]; gamma, beta: [width].
+        out: a tuple (y, mean, rstd) of arrays to write to, or None.
+
+    Returns:
+        (y like x, mean [...], rstd [...]).
+    """
+    op = "layer_norm_forward"
+    layer_contract.check_epsilon(epsilon, op=op)
+    call = RowsCall(op, x, threads, isa)
+    call.take("gamma", gamma, "vector")
+    call.take("beta", beta, "vector")
+    results = call.make_all("out", {"y": "x", "mean": "row", "rstd": "row"}, out)
+    call.run(_native.layer_norm_fwd, float(epsilon))
+    return results
+
+
+def layer_norm_backward(
+    x: Array,
+    gamma: Array,
+    mean: Array,
+    rstd: Array,
+    dy: Array,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    grads: tuple[Array | None, ...] | None = None,
+) -> tuple[Array, Array, Array]:
+    """The gradients of layer_norm_forward: (dx, dgamma, dbeta).
+
+    mean and rstd are what the forward returned for x; dy is the gradient that arrives at y.
+    """
+    call = RowsCall("layer_norm_backward", x, threads, isa)
+    call.take("gamma", gamma, "vector")
+    call.take("mean", mean, "row")
+    call.take("rstd", rstd, "row")
+    call.take("dy", dy, "x")
+    results = call.make_all("grads", {"dx": "x", "dgamma": "vector", "dbeta": "vector"}, grads)
+    call.run(_native.layer_norm_bwd)
+    return results
+
+
+def bias_gelu_forward(
+    x: Array,
+    bias: Array,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The exact GELU of x + bias: h * Phi(h). x is [..., width], bias [width]."""
+    call = RowsCall("bias_gelu_forward", x, threads, isa)
+    call.take("bias", bias, "vector")
+    (y,) = call.make_all("out", {"y": "x"}, (out,))
+    call.run(_native.bias_gelu_fwd)
+    return y
+
+
+def bias_gelu_backward(
+    x: Array,
+    bias: Array,
+    dy: Array,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    grads: tuple[Array | None, ...] | None = None,
+) -> tuple[Array, Array]:
+    """The gradients of bias_gelu_forward: (dx, dbias)."""
+    call = RowsCall("bias_gelu_backward", x, threads, isa)
+    call.take("bias", bias, "vector")
+    call.take("dy", dy, "x")
+    results = call.make_all("grads", {"dx": "x", "dbias": "vector"}, grads)
+    call.run(_native.bias_gelu_bwd)
+    return results

@@ -193,6 +193,31 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "{name} must be C-contiguous to be written to, but {name}.strides = {strides}.",
     ),
     "array.readonly": (ValueError, "{name} is read-only; pass an array that can be written to."),
+    # Checked by layer_norm and bias_gelu, on tensors and on arrays.
+    "rows.rank": (
+        ValueError,
+        "x must have at least one axis, of at least one element, but x.shape = {shape}; reshape "
+        "it, or leave an empty last axis out.",
+    ),
+    "rows.vector": (
+        ValueError,
+        "{name} must have shape ({width},), one number per element of the last axis of x (x.shape "
+        "= {x_shape}), but {name}.shape = {shape}; pass one of that length.",
+    ),
+    "rows.contiguous": (
+        ValueError,
+        "{name} must be C-contiguous, but {name}.strides = {strides}; pass "
+        "numpy.ascontiguousarray({name}).",
+    ),
+    "rows.results": (
+        ValueError,
+        "{name} must be a tuple of {want} arrays or None, {names}; got {got}. Pass None to have "
+        "them allocated.",
+    ),
+    "epsilon.range": (
+        ValueError,
+        "epsilon must be a finite number of at least 0, got {got}; pass one such as 1e-5.",
+    ),
     "start.range": (ValueError, "start must be an integer of at least 0, got {got}."),
     "grads.length": (
         ValueError,

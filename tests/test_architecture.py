@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "rules": set(),
     "contract": {"rules"},
     "slopes": {"contract"},
-    "_call": {"contract", "_native"},
-    "native": {"_call", "contract"},
+    "layer_contract": {"contract"},
+    "_call": {"contract", "layer_contract", "_native"},
+    "native": {"_call", "contract", "layer_contract"},
     "_library": set(),
     "_cann": set(),
     "reference": {"contract"},
@@ -31,12 +32,14 @@ MAY_IMPORT = {
     "rows": {"contract", "custom", "ascend", "reference", "_library", "_cann"},
     "registry": {"contract", "custom", "rows"},
     "ops": {"contract", "registry"},
+    "layer_ops": {"contract", "layer_contract", "custom", "rows", "registry", "_library"},
     "info": {"contract", "registry", "_library", "_cann", "native"},
 }
 # Modules that work where MindSpore is not installed, and what else they may not import.
 WITHOUT_MINDSPORE = {
     "rules": {"mindspore", "numpy"},
     "contract": {"mindspore", "numpy"},
+    "layer_contract": {"mindspore", "numpy"},
     "slopes": {"mindspore"},
     "_call": {"mindspore"},
     "native": {"mindspore"},
@@ -44,7 +47,7 @@ WITHOUT_MINDSPORE = {
     "_cann": {"mindspore"},
 }
 # Directory of csrc/ -> what its quoted includes may reach besides the directory itself.
-SHARED_HEADERS = {"csrc/alibi_attention.h", "csrc/check.h"}
+SHARED_HEADERS = {"csrc/alibi_attention.h", "csrc/alibi_layer.h", "csrc/check.h"}
 ENVIRONMENT = {"ALIBI_BACKEND", "ALIBI_CPU_ISA"}
 # CANN's own, which say where its op packages are.
 FOREIGN_ENVIRONMENT = {"ASCEND_OPP_PATH", "ASCEND_CUSTOM_OPP_PATH"}

@@ -264,6 +264,8 @@ def test_every_python_rule_is_tested() -> None:
     # Tested with arrays, in native/test_bindings.py and native/test_key_norms.py.
     of_arrays = {"threads.range", "isa.choice", "grads.length", "start.range"}
     of_arrays |= {rule for rule in RULES if rule.startswith("array.")}
+    # Tested in test_layer_ops.py and native/test_layer.py.
+    of_arrays |= {rule for rule in RULES if rule.startswith("rows.")} | {"epsilon.range"}
     of_arrays |= {"backend.cannot"}  # test_registry.py
     of_arrays |= {"backend.lse_gradient"}  # test_ascend_choice.py
     assert tested | of_slopes | of_arrays | set(statuses()) == set(RULES)

@@ -1,9 +1,12 @@
 // The entry points of the CPU library: check the arguments, choose the instruction set and the
 // threads, call the kernel.
+#include <cmath>
 #include <cstdio>
+#include <initializer_list>
 #include <string>
 
 #include "../alibi_attention.h"
+#include "../alibi_layer.h"
 #include "../check.h"
 #include "isa_table.h"
 #include "parallel.h"
@@ -33,13 +36,46 @@ bool spans_valid(const AlibiProblem& p, const int32_t* spans) {
   return true;
 }
 
-// Shared by the four entry points; `kernel` is the member of IsaKernels to call.
+template <class Args>
+int32_t check_call(const Args& args) {
+  const int32_t status = check(args);
+  return status == ALIBI_OK && !spans_valid(args.problem, args.spans) ? ALIBI_SPANS : status;
+}
+
+// The checks of alibi_layer.h. `vectors` are [width] or sums over rows, `matrices` may be null
+// without rows.
+int32_t check_rows(int64_t rows, int64_t width, std::initializer_list<const void*> vectors,
+                   std::initializer_list<const void*> matrices) {
+  if (rows < 0 || rows >= kMaxSize || width < 1 || width >= kMaxSize) return ALIBI_SHAPE;
+  for (const void* vector : vectors) {
+    if (vector == nullptr) return ALIBI_NULL_POINTER;
+  }
+  for (const void* matrix : matrices) {
+    if (matrix == nullptr && rows > 0) return ALIBI_NULL_POINTER;
+  }
+  return ALIBI_OK;
+}
+int32_t check_call(const AlibiLayerNormFwdArgs& a) {
+  if (!(a.epsilon >= 0) || !std::isfinite(a.epsilon)) return ALIBI_SCALE;
+  return check_rows(a.rows, a.width, {a.gamma, a.beta}, {a.x, a.y, a.mean, a.rstd});
+}
+int32_t check_call(const AlibiLayerNormBwdArgs& a) {
+  return check_rows(a.rows, a.width, {a.gamma, a.dgamma, a.dbeta},
+                    {a.x, a.mean, a.rstd, a.dy, a.dx});
+}
+int32_t check_call(const AlibiBiasGeluFwdArgs& a) {
+  return check_rows(a.rows, a.width, {a.bias}, {a.x, a.y});
+}
+int32_t check_call(const AlibiBiasGeluBwdArgs& a) {
+  return check_rows(a.rows, a.width, {a.bias, a.dbias}, {a.x, a.dy, a.dx});
+}
+
+// Shared by the entry points; `kernel` is the member of IsaKernels to call.
 template <class Args>
 int32_t run(const Args* args, int32_t (*IsaKernels::*kernel)(const Args&, int)) {
   if (args == nullptr) return ALIBI_NULL_POINTER;
-  const int32_t status = check(*args);
+  const int32_t status = check_call(*args);
   if (status != ALIBI_OK) return status;
-  if (!spans_valid(args->problem, args->spans)) return ALIBI_SPANS;
   const AlibiOptions* options = args->options;
   const Isa* isa = select_isa(options != nullptr ? options->isa : nullptr);
   if (isa == nullptr) return ALIBI_ISA;
@@ -83,6 +119,19 @@ int32_t alibi_attention_weights_fwd(const AlibiWeightsFwdArgs* args, void*) {
 }
 int32_t alibi_attention_weights_bwd(const AlibiWeightsBwdArgs* args, void*) {
   return alibi::cpu::run(args, &IsaKernels::weights_bwd);
+}
+
+int32_t alibi_layer_norm_fwd(const AlibiLayerNormFwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::layer_norm_fwd);
+}
+int32_t alibi_layer_norm_bwd(const AlibiLayerNormBwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::layer_norm_bwd);
+}
+int32_t alibi_bias_gelu_fwd(const AlibiBiasGeluFwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::bias_gelu_fwd);
+}
+int32_t alibi_bias_gelu_bwd(const AlibiBiasGeluBwdArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::bias_gelu_bwd);
 }
 
 int32_t alibi_abi_version(void) { return ALIBI_ABI_VERSION; }

@@ -31,12 +31,25 @@ int32_t weights_forward(const AlibiWeightsFwdArgs& a, int threads) {
 int32_t weights_backward(const AlibiWeightsBwdArgs& a, int threads) {
   return kAvx512Kernels.weights_bwd(a, threads);
 }
+int32_t norm_forward(const AlibiLayerNormFwdArgs& a, int threads) {
+  return kAvx512Kernels.layer_norm_fwd(a, threads);
+}
+int32_t norm_backward(const AlibiLayerNormBwdArgs& a, int threads) {
+  return kAvx512Kernels.layer_norm_bwd(a, threads);
+}
+int32_t gelu_forward(const AlibiBiasGeluFwdArgs& a, int threads) {
+  return kAvx512Kernels.bias_gelu_fwd(a, threads);
+}
+int32_t gelu_backward(const AlibiBiasGeluBwdArgs& a, int threads) {
+  return kAvx512Kernels.bias_gelu_bwd(a, threads);
+}
 void exp2_array(const float* x, float* y, int64_t n) { kAvx512Kernels.exp2(x, y, n); }
 
 }  // namespace
 
 extern const IsaKernels kAvx512Bf16Kernels;
-constexpr IsaKernels kAvx512Bf16Kernels = {&forward, &backward, &weights_forward, &weights_backward,
-                                           &exp2_array};
+constexpr IsaKernels kAvx512Bf16Kernels = {&forward,          &backward,      &weights_forward,
+                                           &weights_backward, &norm_forward,  &norm_backward,
+                                           &gelu_forward,     &gelu_backward, &exp2_array};
 
 }  // namespace alibi::cpu

@@ -7,7 +7,9 @@
 #include "attention_bwd.inl.h"
 #include "attention_fwd.inl.h"
 #include "exp.inl.h"
+#include "gelu.inl.h"
 #include "isa_table.h"
+#include "norm.inl.h"
 #include "weights_bwd.inl.h"
 #include "weights_fwd.inl.h"
 
@@ -24,7 +26,9 @@ void exp2_array(const float* x, float* y, int64_t n) {
 
 template <class V>
 constexpr IsaKernels make_kernels() {
-  return {&attention_fwd<V>, &attention_bwd<V>, &weights_fwd<V>, &weights_bwd<V>, &exp2_array<V>};
+  return {&attention_fwd<V>, &attention_bwd<V>,  &weights_fwd<V>,
+          &weights_bwd<V>,   &layer_norm_fwd<V>, &layer_norm_bwd<V>,
+          &bias_gelu_fwd<V>, &bias_gelu_bwd<V>,  &exp2_array<V>};
 }
 
 }  // namespace

@@ -5,15 +5,20 @@
 #include <stdint.h>
 
 #include "../alibi_attention.h"
+#include "../alibi_layer.h"
 
 namespace alibi::cpu {
 
-// The four kernels. Arguments have been checked; results do not depend on `threads`.
+// The kernels. Arguments have been checked; results do not depend on `threads`.
 struct IsaKernels {
   int32_t (*attention_fwd)(const AlibiAttentionFwdArgs&, int threads);
   int32_t (*attention_bwd)(const AlibiAttentionBwdArgs&, int threads);
   int32_t (*weights_fwd)(const AlibiWeightsFwdArgs&, int threads);
   int32_t (*weights_bwd)(const AlibiWeightsBwdArgs&, int threads);
+  int32_t (*layer_norm_fwd)(const AlibiLayerNormFwdArgs&, int threads);
+  int32_t (*layer_norm_bwd)(const AlibiLayerNormBwdArgs&, int threads);
+  int32_t (*bias_gelu_fwd)(const AlibiBiasGeluFwdArgs&, int threads);
+  int32_t (*bias_gelu_bwd)(const AlibiBiasGeluBwdArgs&, int threads);
   void (*exp2)(const float* x, float* y, int64_t n);  // for tests: testing.h
 };
 

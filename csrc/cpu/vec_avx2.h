@@ -25,6 +25,7 @@ struct VecAvx2 {
   static ALIBI_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static ALIBI_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static ALIBI_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static ALIBI_INLINE Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static ALIBI_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static ALIBI_INLINE Reg fnma(Reg a, Reg b, Reg c) { return _mm256_fnmadd_ps(a, b, c); }
   static ALIBI_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }

@@ -33,6 +33,7 @@ struct VecAvx512 {
   static ALIBI_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static ALIBI_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static ALIBI_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static ALIBI_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static ALIBI_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static ALIBI_INLINE Reg fnma(Reg a, Reg b, Reg c) { return _mm512_fnmadd_ps(a, b, c); }
   static ALIBI_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }

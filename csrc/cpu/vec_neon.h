@@ -25,6 +25,7 @@ struct VecNeon {
   static ALIBI_INLINE Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
   static ALIBI_INLINE Reg sub(Reg a, Reg b) { return vsubq_f32(a, b); }
   static ALIBI_INLINE Reg mul(Reg a, Reg b) { return vmulq_f32(a, b); }
+  static ALIBI_INLINE Reg div(Reg a, Reg b) { return vdivq_f32(a, b); }
   static ALIBI_INLINE Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
   static ALIBI_INLINE Reg fnma(Reg a, Reg b, Reg c) { return vfmsq_f32(c, a, b); }
   static ALIBI_INLINE Reg max(Reg a, Reg b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }

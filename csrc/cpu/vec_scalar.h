@@ -30,6 +30,7 @@ struct VecScalar {
   static ALIBI_INLINE Reg add(Reg a, Reg b) { return a + b; }
   static ALIBI_INLINE Reg sub(Reg a, Reg b) { return a - b; }
   static ALIBI_INLINE Reg mul(Reg a, Reg b) { return a * b; }
+  static ALIBI_INLINE Reg div(Reg a, Reg b) { return a / b; }
   static ALIBI_INLINE Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }   // one or two roundings
   static ALIBI_INLINE Reg fnma(Reg a, Reg b, Reg c) { return c - a * b; }  // c - a * b
   static ALIBI_INLINE Reg max(Reg a, Reg b) { return a > b ? a : b; }      // b where one is NaN

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "alibi_attention.h"
+#include "alibi_layer.h"
 
 namespace alibi::python {
 namespace {
@@ -247,6 +248,81 @@ Result weights_bwd(const Call& call, Array q, Array k, Array slopes, Optional sp
   });
 }
 
+// ---- alibi_layer.h. Every array is contiguous float32; x is [rows, width].
+
+struct RowsCall {
+  int threads;
+  std::optional<std::string> isa;
+};
+
+template <typename Args, typename Fill>
+int32_t run_rows(int32_t (*entry)(const Args*, void*), const RowsCall& call, Array x, Fill fill) {
+  Args args{};
+  AlibiOptions options{call.threads, call.isa ? call.isa->c_str() : nullptr, nullptr};
+  args.options = &options;
+  try {
+    require(x.ndim() == 2, ALIBI_SHAPE);
+    args.rows = x.shape(0);
+    args.width = x.shape(1);
+    fill(&args, Shape{args.rows, args.width}, Shape{args.width}, Shape{args.rows});
+  } catch (const Failure& failure) {
+    return failure.status;
+  }
+  py::gil_scoped_release release;
+  return entry(&args, nullptr);
+}
+
+int32_t layer_norm_fwd(const RowsCall& call, float epsilon, Array x, Array gamma, Array beta,
+                       Array y, Array mean, Array rstd) {
+  const auto fill = [&](AlibiLayerNormFwdArgs* a, const Shape& all, const Shape& row,
+                        const Shape& column) {
+    a->epsilon = epsilon;
+    a->x = vector<float>(x, all);
+    a->gamma = vector<float>(gamma, row);
+    a->beta = vector<float>(beta, row);
+    a->y = vector<float>(y, all, true);
+    a->mean = vector<float>(mean, column, true);
+    a->rstd = vector<float>(rstd, column, true);
+  };
+  return run_rows(alibi_layer_norm_fwd, call, x, fill);
+}
+
+int32_t layer_norm_bwd(const RowsCall& call, Array x, Array gamma, Array mean, Array rstd, Array dy,
+                       Array dx, Array dgamma, Array dbeta) {
+  const auto fill = [&](AlibiLayerNormBwdArgs* a, const Shape& all, const Shape& row,
+                        const Shape& column) {
+    a->x = vector<float>(x, all);
+    a->gamma = vector<float>(gamma, row);
+    a->mean = vector<float>(mean, column);
+    a->rstd = vector<float>(rstd, column);
+    a->dy = vector<float>(dy, all);
+    a->dx = vector<float>(dx, all, true);
+    a->dgamma = vector<float>(dgamma, row, true);
+    a->dbeta = vector<float>(dbeta, row, true);
+  };
+  return run_rows(alibi_layer_norm_bwd, call, x, fill);
+}
+
+int32_t bias_gelu_fwd(const RowsCall& call, Array x, Array bias, Array y) {
+  const auto fill = [&](AlibiBiasGeluFwdArgs* a, const Shape& all, const Shape& row, const Shape&) {
+    a->x = vector<float>(x, all);
+    a->bias = vector<float>(bias, row);
+    a->y = vector<float>(y, all, true);
+  };
+  return run_rows(alibi_bias_gelu_fwd, call, x, fill);
+}
+
+int32_t bias_gelu_bwd(const RowsCall& call, Array x, Array bias, Array dy, Array dx, Array dbias) {
+  const auto fill = [&](AlibiBiasGeluBwdArgs* a, const Shape& all, const Shape& row, const Shape&) {
+    a->x = vector<float>(x, all);
+    a->bias = vector<float>(bias, row);
+    a->dy = vector<float>(dy, all);
+    a->dx = vector<float>(dx, all, true);
+    a->dbias = vector<float>(dbias, row, true);
+  };
+  return run_rows(alibi_bias_gelu_bwd, call, x, fill);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -265,6 +341,15 @@ PYBIND11_MODULE(_native, module) {
   module.def("attention_bwd", &attention_bwd);
   module.def("weights_fwd", &weights_fwd);
   module.def("weights_bwd", &weights_bwd);
+  py::class_<RowsCall>(module, "RowsCall")
+      .def(py::init([](int threads, std::optional<std::string> isa) {
+             return RowsCall{threads, std::move(isa)};
+           }),
+           py::arg("threads"), py::arg("isa"));
+  module.def("layer_norm_fwd", &layer_norm_fwd);
+  module.def("layer_norm_bwd", &layer_norm_bwd);
+  module.def("bias_gelu_fwd", &bias_gelu_fwd);
+  module.def("bias_gelu_bwd", &bias_gelu_bwd);
   module.def("status_name", &alibi_status_name);
   module.def("build_info", &alibi_build_info);
 }
