@@ -28,7 +28,7 @@ class ALiBiConfig:
             an encoder; "signed" is what jaketae/alibi computes there.
         num_kv_heads: key/value heads, a divisor of num_heads; None means num_heads.
         learned_slopes: True makes the slopes trained float32 parameters.
-        fused: False runs attention on plain MindSpore operators, with the same parameters.
+        fused: False runs on plain MindSpore operators, with the same parameters.
 
     Raises:
         TypeError: a field has the wrong type.

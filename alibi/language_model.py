@@ -89,7 +89,7 @@ class ALiBiLanguageModel(nn.Cell):
         self.embedding = nn.Embedding(
             vocab_size, config.d_model, embedding_table=Normal(config.d_model**-0.5)
         )
-        self.norm = LayerNorm(config.d_model, NORM_EPSILON)
+        self.norm = LayerNorm(config.d_model, NORM_EPSILON, config.fused)
 
     def construct(
         self,

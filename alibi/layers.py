@@ -7,7 +7,7 @@ from mindspore import nn
 
 from alibi.attention import ALiBiAttention
 from alibi.config import ALiBiConfig
-from alibi.norm import LayerNorm
+from alibi.norm import DenseGelu, LayerNorm
 
 # PyTorch's default, which the original's weights were trained with; MindSpore's own is 1e-7.
 NORM_EPSILON = 1e-5
@@ -17,7 +17,7 @@ class FeedForward(nn.Cell):
     r"""Two dense layers with an exact GELU between them: dropout(W_2 gelu(W_1 x + b_1) + b_2).
 
     Args:
-        config: d_model, expansion_factor and dropout are used.
+        config: d_model, expansion_factor, dropout and fused are used.
 
     Inputs:
         x: [..., d_model].
@@ -32,13 +32,12 @@ class FeedForward(nn.Cell):
     def __init__(self, config: ALiBiConfig) -> None:
         super().__init__()
         hidden = config.d_model * config.expansion_factor
-        self.fc1 = nn.Dense(config.d_model, hidden)
+        self.fc1 = DenseGelu(config.d_model, hidden, config.fused)
         self.fc2 = nn.Dense(hidden, config.d_model)
-        self.activation = nn.GELU(approximate=False)
         self.dropout = nn.Dropout(p=float(config.dropout))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.dropout(self.fc2(self.activation(self.fc1(x))))
+        return self.dropout(self.fc2(self.fc1(x)))
 
 
 class ALiBiTransformerLayer(nn.Cell):
@@ -60,9 +59,9 @@ class ALiBiTransformerLayer(nn.Cell):
 
     def __init__(self, config: ALiBiConfig) -> None:
         super().__init__()
-        self.attn_norm = LayerNorm(config.d_model, NORM_EPSILON)
+        self.attn_norm = LayerNorm(config.d_model, NORM_EPSILON, config.fused)
         self.attn = ALiBiAttention.from_config(config)
-        self.ffn_norm = LayerNorm(config.d_model, NORM_EPSILON)
+        self.ffn_norm = LayerNorm(config.d_model, NORM_EPSILON, config.fused)
         self.ffn = FeedForward(config)
 
     def construct(self, x: ms.Tensor, spans: ms.Tensor | None = None) -> ms.Tensor:

@@ -1,4 +1,4 @@
-"""alibi.norm.LayerNorm: the values and gradients of MindSpore's, in every mode and precision."""
+"""alibi.norm: the values and gradients of MindSpore's cells, in every mode and precision."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_lower_precision_is_left_to_mindspore(ms: Any, mode: Any) -> None:
 
 
 def test_a_gradient_of_the_gradient(ms: Any) -> None:
-    """Through the gradient that is written out, against a central difference of it."""
+    """Through the kernel of the gradient, against a central difference of it."""
     arrays = _inputs()
     arrays["x"] = arrays["x"][:1, :3] - 5
     cell, _ = _cells(ms, arrays)
@@ -135,3 +135,31 @@ def test_in_a_layer_that_is_recomputed(ms: Any, recompute: bool) -> None:
         # The same terms in another order, through two norms and a product each way.
         want = a.asnumpy()
         assert_close(b.asnumpy(), want, 64 * EPSILON["float32"] * np.abs(want).max(), "gradient")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_which_model_uses_the_kernels(
+    ms: Any, monkeypatch: pytest.MonkeyPatch, fused: bool
+) -> None:
+    """In training and after set_train(False), a flag that was once taken for one of precision and
+    turned the kernels off; and never with fused=False."""
+    from alibi import ALiBiConfig, ALiBiTransformerLayer
+    from alibi_kernels import custom
+
+    seen: list[str] = []
+    inner = custom.Operator.__call__
+
+    def counting(self: Any, *operands: Any) -> Any:
+        seen.append(self.reg_op_name)
+        return inner(self, *operands)
+
+    monkeypatch.setattr(custom.Operator, "__call__", counting)
+    config = ALiBiConfig(d_model=WIDTH, num_heads=2, dropout=0.0, fused=fused)
+    layer = ALiBiTransformerLayer(config)
+    x = ms.Tensor(_inputs()["x"])
+    for training in (True, False):
+        seen.clear()
+        layer.set_train(training)(x)
+        ours = [symbol for symbol in seen if not symbol.startswith("AlibiPacked")]
+        expected = ["AlibiLayerNormFwd", "AlibiLayerNormFwd", "AlibiBiasGeluFwd"]
+        assert ours == (expected if fused else [])
