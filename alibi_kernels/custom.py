@@ -192,7 +192,9 @@ def bprop_of_backward(form: Form, reference: Run) -> Callable[[tuple[Any, ...]],
     def outer(args):
         return dot(inner_gradient(*args[:count]), args[count:])
 
-    outer_gradient = ms.jit(ms.grad(_with_arity(count + floats, outer), wanted))
+    outer_gradient = ms.grad(_with_arity(count + floats, outer), wanted)
+    if not hasattr(outer_gradient, "__wrapped_by_jit__"):  # in graph mode MindSpore has done it
+        outer_gradient = ms.jit(outer_gradient)
 
     def dot(xs, ys):
         total = ops.zeros((), ms.float32)
