@@ -257,3 +257,22 @@ def test_mistakes_are_named(ms: Any, mode: Any) -> None:
         with pytest.raises(kind) as raised:
             mode(attempt)()
         assert words in str(raised.value)
+
+
+def test_a_width_that_only_the_kernel_sees(ms: Any) -> None:
+    """In a dynamic graph nothing in Python knows the width of x; the bridge says what is wrong."""
+    norm = call("layer_norm")
+    _, gamma, beta = operands(ms, "layer_norm", 1)
+
+    class Net(ms.nn.Cell):
+        def construct(self, x):  # type: ignore[no-untyped-def]
+            return norm(x, gamma, beta)
+
+    net = Net()
+    net.set_inputs(ms.Tensor(shape=[None, None], dtype=ms.float32))
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        with pytest.raises(RuntimeError, match=r"gamma must have shape \(23\) to fit x, got \(24"):
+            net(normal(ms, 2, WIDTH - 1)).asnumpy()
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from alibi_kernels import native
+import alibi_kernels
+from alibi_kernels import _native, native
 from tests.compare import EPSILON, assert_close
 from tests.native.guarded import Guarded
 from tests.native.plain import ISAS, nan_like
@@ -243,3 +246,43 @@ def test_mistakes_are_named(index: int) -> None:
         call()
     assert words in str(raised.value)
     assert "forward: " in str(raised.value) or "backward: " in str(raised.value)
+
+
+class NormArgs(ctypes.Structure):
+    """AlibiLayerNormFwdArgs of csrc/alibi_layer.h."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        *[(n, ctypes.c_void_p) for n in ("x", "gamma", "beta", "y", "mean", "rstd", "options")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, "ok"),
+        ({"rows": -1}, "shape"),
+        ({"width": 0}, "shape"),
+        ({"width": 2**31}, "shape"),
+        ({"epsilon": -1e-9}, "scale"),
+        ({"epsilon": math.inf}, "scale"),
+        ({"epsilon": math.nan}, "scale"),
+        ({"beta": None}, "null_pointer"),
+        ({"rstd": None}, "null_pointer"),
+        ({"rows": 0, "x": None, "y": None, "mean": None, "rstd": None}, "ok"),
+    ],
+    ids=str,
+)
+def test_what_a_c_caller_is_told(change: dict[str, Any], status: str) -> None:
+    """The checks of the library itself; nothing is written when one of them fails."""
+    library = ctypes.CDLL(str(Path(alibi_kernels.__file__).parent / "_lib" / "libalibi_cpu.so"))
+    memory = {n: np.full(12, 1, np.float32) for n in ("x", "gamma", "beta", "y", "mean", "rstd")}
+    fields = {"rows": 3, "width": 4, "epsilon": 1e-5, "options": None}
+    fields |= {name: array.ctypes.data for name, array in memory.items()}
+    got = library.alibi_layer_norm_fwd(ctypes.byref(NormArgs(**{**fields, **change})), None)
+    assert _native.status_name(got) == status
+    assert library.alibi_layer_norm_fwd(None, None) == 1  # ALIBI_NULL_POINTER
+    if status != "ok":
+        assert (memory["y"] == 1).all()

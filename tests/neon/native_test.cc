@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "alibi_attention.h"
+#include "layer_cases.h"
 #include "truth.h"
 
 namespace {
@@ -339,6 +340,7 @@ int main(int argc, char** argv) {
         ++cases;
       }
     }
+    failures += layer_cases::run(argv[n], &cases);
   }
   std::printf("%s\n%d cases, %d failures\n", alibi_build_info(), cases, failures);
   return failures != 0 || cases == 0;
