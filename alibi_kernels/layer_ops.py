@@ -31,7 +31,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5) ->
 
     Args:
         x (Tensor): [..., width], float32, float16 or bfloat16.
-        gamma, beta (Tensor): [width]; cast to the dtype of x where it is not float32.
+        gamma, beta (Tensor): [width]; cast to the dtype of x.
         epsilon (float): added to the variance. Default: 1e-5.
 
     Returns:
@@ -57,7 +57,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         x (Tensor): [..., width], float32, float16 or bfloat16.
-        bias (Tensor): [width]; cast to the dtype of x where it is not float32.
+        bias (Tensor): [width]; cast to the dtype of x.
 
     Returns:
         Tensor like x.
@@ -149,10 +149,10 @@ def _norm(library: str, epsilon: float) -> Run:
         return backward(x, gamma, out[1], out[2], dout[0])
 
     def reference(tensors, slopes, spans):
-        x, gamma, _ = tensors
+        x, gamma, beta = tensors
         centred = x - x.mean(-1, keep_dims=True)
         variance = (centred * centred).mean(-1, keep_dims=True)
-        return centred / ops.sqrt(variance + epsilon) * gamma + tensors[2]
+        return centred / ops.sqrt(variance + epsilon) * gamma + beta
 
     second = custom.bprop_of_backward(custom.Form(3, 1, False, False, False), reference)
 
