@@ -180,6 +180,7 @@ def _products(case: Case, inputs: Arrays) -> Prepared:
 
     assert isinstance(case, ModelCase)
     layer = _transformer(replace(case, layers=1), inputs, fused=True).layers[0]
+    hidden_product = ms.nn.Dense(case.width, case.width * case.expansion)  # fc1 without its GELU
     rng = np.random.default_rng(1)
 
     def draw(times: int) -> ms.Tensor:
@@ -188,7 +189,7 @@ def _products(case: Case, inputs: Arrays) -> Prepared:
 
     x, hidden = draw(1), draw(case.expansion)
     sensitivities = (draw(3), draw(case.expansion), draw(1))
-    dense = (layer.attn.kqv, layer.ffn.fc1, layer.ffn.fc2)
+    dense = (layer.attn.kqv, hidden_product, layer.ffn.fc2)
     weights = [p for cell in dense for p in cell.trainable_params()]
 
     def forward(x: ms.Tensor, y: ms.Tensor, hidden: ms.Tensor) -> tuple[ms.Tensor, ...]:
