@@ -351,6 +351,10 @@ def summary(rows: list[Row], source: str) -> list[str]:
             known = [[x for x in ratio if x is not None] for ratio in ratios]
             cells = [between(x, "{:.2f}") for x in known]
             lines[TITLES[suite]] = [*cells, between(shares, "{:.0f}") + "%"]
+    models = by_case([r for r in rows if r["suite"] == "models"]).values()
+    known = [x for x in (over_best_peer(case, FUSED) for case in models) if x is not None]
+    if known:
+        lines["Whole models, training and inference"] = ["-", between(known, "{:.2f}"), "-"]
     columns = ["dense", "pruned", "dense, share of the machine's limit"]
     text = "Times faster than the best of the peers, over all columns of"
     return [
