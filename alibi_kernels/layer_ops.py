@@ -16,7 +16,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from alibi_kernels import _library, contract, custom, layer_contract, registry, rows
+from alibi_kernels import contract, custom, layer_contract, registry, rows
 
 Run = Callable[..., Tensor]
 
@@ -120,11 +120,11 @@ def _kernels(op: str) -> str | None:
     """The path of the CPU library; None where it cannot run, or is not asked for."""
     if registry.environment_choice(op) not in (None, "cpu"):
         return None
-    try:
-        library = _library.load("cpu")
-    except _library.LibraryError:
-        return None
-    return library.path if library.build.get("selected") else None
+    library, reasons = rows.cpu_library()
+    if library is not None and not reasons:
+        return library.path
+    registry.warn_once(f"{op} runs on MindSpore's operators (not cpu: {'; '.join(reasons)})")
+    return None
 
 
 class _Planner(ms.constexpr(_plan, get_instance=False, check=False)):  # type: ignore[misc]

@@ -92,11 +92,11 @@ def _log_fallback(op: str, chosen: Backend, rejected: dict[Backend, list[str]]) 
     better = {row.name: why for row, why in rejected.items() if row.device == rows.device_target()}
     if better:
         text = "; ".join(f"not {name}: {', '.join(reasons)}" for name, reasons in better.items())
-        _warn_once(f"{op} runs on backend {chosen.name} ({text})")
+        warn_once(f"{op} runs on backend {chosen.name} ({text})")
 
 
 @cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     _log.warning(message)
 
 

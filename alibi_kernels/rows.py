@@ -35,13 +35,18 @@ def device_target() -> str:
     return ms.get_context("device_target")
 
 
-def cpu_reasons(signature: Signature) -> list[str]:
+def cpu_library() -> tuple[_library.Library | None, list[str]]:
+    """The CPU kernels, and why they cannot run here, whatever the call."""
     library, reasons = _load("cpu")
     if library is not None and not library.build.get("selected"):
         reasons.append(
             "it has no instruction set for this CPU, or not the one that ALIBI_CPU_ISA names"
         )
-    return [*reasons, *_wrong_device("CPU"), *_wide_heads(signature)]
+    return library, reasons
+
+
+def cpu_reasons(signature: Signature) -> list[str]:
+    return [*cpu_library()[1], *_wrong_device("CPU"), *_wide_heads(signature)]
 
 
 def cuda_reasons(signature: Signature) -> list[str]:

@@ -50,7 +50,7 @@ def on_ascend(ms: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rows, "device_target", lambda: "Ascend")
     for name in ("ASCEND_OPP_PATH", "ASCEND_CUSTOM_OPP_PATH", "ALIBI_BACKEND"):
         monkeypatch.delenv(name, raising=False)
-    caches = (ascend._op, ascend._forward, ops._cached_plan, registry._warn_once)
+    caches = (ascend._op, ascend._forward, ops._cached_plan, registry.warn_once)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -194,10 +194,16 @@ def test_the_kernels_run_in_float32_on_the_cpu(ms: Any, op: str, kernel_calls: l
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("why", ["dtype", "device", "environment", "library"])
 def test_anything_else_is_left_to_mindspore(
-    ms: Any, op: str, why: str, kernel_calls: list[str], monkeypatch: pytest.MonkeyPatch
+    ms: Any,
+    op: str,
+    why: str,
+    kernel_calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The same bits as the plain operators, and no kernel runs."""
-    from alibi_kernels import _library, layer_ops, rows
+    """The same bits as the plain operators, and no kernel runs. A library that is missing is said
+    once, what was not meant for it is no news."""
+    from alibi_kernels import _library, layer_ops, registry, rows
 
     inputs, dy = operands(ms, op, 3), normal(ms, 3, WIDTH, seed=9)
     if why == "dtype":
@@ -213,12 +219,16 @@ def test_anything_else_is_left_to_mindspore(
 
         monkeypatch.setattr(_library, "load", absent)
     layer_ops._cached_plan.cache_clear()
+    registry.warn_once.cache_clear()
     try:
         got = step(ms, lambda f: f, call(op), dy, inputs)
     finally:
         layer_ops._cached_plan.cache_clear()
     want = step(ms, lambda f: f, plain(op), dy, inputs)
     assert kernel_calls == []
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("alibi_kernels")]
+    assert len(said) == (why == "library")
+    assert all(f"{op} runs on MindSpore's operators (not cpu: " in text for text in said)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -28,7 +28,7 @@ def signature(head_dim: int = 8, **options: Any) -> contract.Signature:
 @pytest.fixture(autouse=True)
 def forget() -> None:
     """Each fallback is logged once per process: start every test as a new process would."""
-    registry._warn_once.cache_clear()
+    registry.warn_once.cache_clear()
 
 
 @pytest.fixture
