@@ -27,7 +27,9 @@ def _native(
     q, k, v, dout = (inputs[n].astype(dtype, copy=False) for n in ("q", "k", "v", "dout"))
     slopes = case.slopes.astype(np.float32)
     options = {"causal": case.causal, "prune": prune, "threads": case.threads, "isa": isa}
+    # Results go to arrays that are kept, as in MindSpore, whose pool keeps its memory.
     out = np.empty_like(q)
+    grads = (np.empty_like(q), np.empty_like(k), np.empty_like(v), np.empty_like(slopes))
     kept_norms = {"key_norms": native.key_norms(k)} if norms else {}
 
     def forward() -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +37,7 @@ def _native(
 
     def training() -> tuple[np.ndarray, ...]:
         result, lse = forward()
-        return native.attention_backward(q, k, v, slopes, result, lse, dout, **options)
+        return native.attention_backward(q, k, v, slopes, result, lse, dout, grads=grads, **options)
 
     def outputs() -> Arrays:
         if case.mode != TRAINING:

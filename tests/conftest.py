@@ -43,6 +43,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The symbols of the kernels that run in PyNative mode."""
+    from alibi_kernels import custom
+
+    seen: list[str] = []
+    inner = custom.Operator.__call__
+
+    def counting(self: Any, *operands: Any) -> Any:
+        seen.append(self.reg_op_name)
+        return inner(self, *operands)
+
+    monkeypatch.setattr(custom.Operator, "__call__", counting)
+    return seen
+
+
+@pytest.fixture
 def on_ascend(ms: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if the device target were Ascend, without CANN; MindSpore itself stays on the CPU."""
     from alibi_kernels import ascend, ops, registry, rows

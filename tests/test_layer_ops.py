@@ -167,22 +167,6 @@ def test_no_rows(ms: Any, op: str) -> None:
     assert all((sums == 0).all() for sums in got[2:])
 
 
-@pytest.fixture
-def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The symbols of the kernels that run in PyNative mode."""
-    from alibi_kernels import custom
-
-    seen: list[str] = []
-    inner = custom.Operator.__call__
-
-    def counting(self: Any, *operands: Any) -> Any:
-        seen.append(self.reg_op_name)
-        return inner(self, *operands)
-
-    monkeypatch.setattr(custom.Operator, "__call__", counting)
-    return seen
-
-
 @pytest.mark.parametrize("op", OPS)
 def test_the_kernels_run_in_float32_on_the_cpu(ms: Any, op: str, kernel_calls: list[str]) -> None:
     inputs = operands(ms, op, 3)
