@@ -3,12 +3,18 @@
 //
 //   fma        float32 fused multiply-adds from registers, the widest vectors of the CPU GFLOP/s
 //   bf16       bfloat16 dot products (vdpbf16ps) from registers                         GFLOP/s
+//   exp        2^x to float32 accuracy in registers: vreduceps, degree 5, vscalefps     G/s
+//   work       a number of fma or bf16 operations: a benchmark takes it in turns with kernels
 //   bandwidth  a plain read of a buffer far larger than the caches                      GB/s
 //   read       the same of two given arrays: a benchmark takes it in turns with decoding
 //
-// Rates are sums over `threads` OpenMP threads; 0 = not on this CPU. Built by CMake as libalibi_ceilings.so when ALIBI_WITH_BENCH is ON;
-// nothing but benchmarks/ loads it.
+// Rates are sums over `threads` OpenMP threads; 0 = not on this CPU. Built by CMake as
+// libalibi_ceilings.so when ALIBI_WITH_BENCH is ON; nothing but benchmarks/ loads it.
+// GCC 12 warns of its own vscalefps.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #include <omp.h>
 
 #include <chrono>
@@ -62,9 +68,59 @@ __attribute__((target("avx512f,avx512bf16"))) void dot_bf16(int64_t steps) {
   for (auto& acc : a) asm volatile("" ::"v"(acc));
 }
 
-// Operations per second of `body(steps)`, which does `flops_per_step` per step, on `threads`
+// The Taylor coefficients take as long as any others.
+__attribute__((target("avx512f,avx512dq"))) void exp2_avx512(int64_t steps) {
+  const float c[] = {1.0f, 0.6931472f, 0.2402265f, 0.05550411f, 0.009618129f, 0.001333356f};
+  __m512 x = _mm512_set1_ps(-1.3f);
+  for (int64_t s = 0; s < steps; s++) {
+    __m512 r[8], p[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      asm volatile("" : "+v"(x));
+      r[i] = _mm512_reduce_ps(x, 1);
+      p[i] = _mm512_set1_ps(c[5]);
+    }
+#pragma GCC unroll 5
+    for (int k = 4; k >= 0; k--) {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; i++) p[i] = _mm512_fmadd_ps(p[i], r[i], _mm512_set1_ps(c[k]));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      p[i] = _mm512_scalef_ps(p[i], x);
+      asm volatile("" ::"v"(p[i]));
+    }
+  }
+}
+
+// A unit of arithmetic: operations per step of its loop, and whether this CPU has it.
+struct Unit {
+  void (*body)(int64_t steps);
+  double per_step;
+  bool here;
+};
+
+enum { kFma = 0, kFmaAvx2 = 1, kBf16 = 2, kExp = 3 };
+
+Unit unit(int which) {
+  const bool avx512 = __builtin_cpu_supports("avx512f");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  switch (which) {
+    case kFma:
+      if (avx512) return {fma_avx512, 24.0 * 16 * 2, true};
+      [[fallthrough]];
+    case kFmaAvx2:
+      return {fma_avx2, 12.0 * 8 * 2, avx2};
+    case kBf16:
+      return {dot_bf16, 24.0 * 16 * 4, avx512 && __builtin_cpu_supports("avx512bf16")};
+    default:
+      return {exp2_avx512, 8.0 * 16, avx512 && __builtin_cpu_supports("avx512dq")};
+  }
+}
+
+// Operations per second of `body(steps)`, which does `per_step` of them per step, on `threads`
 // threads at once.
-double rate(void (*body)(int64_t), double flops_per_step, int threads, double seconds) {
+double rate(void (*body)(int64_t), double per_step, int threads, double seconds) {
   constexpr int64_t kSteps = 100000;
   double total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
@@ -77,7 +133,7 @@ double rate(void (*body)(int64_t), double flops_per_step, int threads, double se
       body(kSteps);
       steps += kSteps;
     } while (seconds_since(start) < seconds);
-    total += static_cast<double>(steps) * flops_per_step / seconds_since(start);
+    total += static_cast<double>(steps) * per_step / seconds_since(start);
   }
   return total;
 }
@@ -99,20 +155,22 @@ __attribute__((target("avx2"))) void read_all(const uint8_t* data, int64_t bytes
 
 extern "C" {
 
-// GFLOP/s of float32 multiply-adds; isa 0 = the widest, 1 = AVX2.
-__attribute__((visibility("default"))) double alibi_ceiling_fma(int threads, double seconds,
-                                                                int isa) {
-  if (isa == 0 && __builtin_cpu_supports("avx512f"))
-    return rate(fma_avx512, 24.0 * 16 * 2, threads, seconds) * 1e-9;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return rate(fma_avx2, 12.0 * 8 * 2, threads, seconds) * 1e-9;
-  return 0;
+// 1e9 operations per second of a unit of the enum above.
+__attribute__((visibility("default"))) double alibi_ceiling_rate(int which, int threads,
+                                                                 double seconds) {
+  const Unit u = unit(which);
+  return u.here ? rate(u.body, u.per_step, threads, seconds) * 1e-9 : 0;
 }
 
-// GFLOP/s of bfloat16 dot products with float32 accumulation.
-__attribute__((visibility("default"))) double alibi_ceiling_bf16(int threads, double seconds) {
-  if (!__builtin_cpu_supports("avx512bf16")) return 0;
-  return rate(dot_bf16, 24.0 * 16 * 4, threads, seconds) * 1e-9;
+// Does `operations` of a unit, split over the threads; false: not on this CPU.
+__attribute__((visibility("default"))) bool alibi_ceiling_work(int which, double operations,
+                                                               int threads) {
+  const Unit u = unit(which);
+  if (!u.here) return false;
+  const auto steps = static_cast<int64_t>(operations / threads / u.per_step);
+#pragma omp parallel num_threads(threads)
+  u.body(steps);
+  return true;
 }
 
 // GB/s of reading `bytes` (a multiple of 4096) once per pass, split over the threads.

@@ -142,30 +142,28 @@ def ceilings_library() -> ctypes.CDLL:
     return ctypes.CDLL(str(CEILINGS_LIBRARY))
 
 
+# The units of ceilings.cc whose rate is measured.
+UNITS = {"fma": 0, "fma_avx2": 1, "bf16": 2, "exp": 3}
+
+
 class Ceilings:
-    """What the machine can do at most, measured now: GFLOP/s and GB/s over `threads` threads."""
+    """What the machine can do at most, measured now: 1e9 operations (a multiply-add is two, 2^x is
+    one) and GB per second over `threads` threads.
+    """
 
     def __init__(self) -> None:
         library = ceilings_library()
-        self._fma = library.alibi_ceiling_fma
-        self._fma.argtypes = [ctypes.c_int, ctypes.c_double, ctypes.c_int]
-        self._bf16 = library.alibi_ceiling_bf16
-        self._bf16.argtypes = [ctypes.c_int, ctypes.c_double]
+        self._rate = library.alibi_ceiling_rate
+        self._rate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double]
         self._bandwidth = library.alibi_ceiling_bandwidth
         self._bandwidth.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int]
-        for function in (self._fma, self._bf16, self._bandwidth):
+        for function in (self._rate, self._bandwidth):
             function.restype = ctypes.c_double
 
     def measure(self, threads: int) -> dict[str, float]:
-        """{"fma", "fma_avx2", "bf16": GFLOP/s, "bandwidth": GB/s}; 0 where the CPU has no such
-        instruction.
-        """
-        return {
-            "fma": self._fma(threads, 0.15, 0),
-            "fma_avx2": self._fma(threads, 0.15, 1),
-            "bf16": self._bf16(threads, 0.15),
-            "bandwidth": self._bandwidth(threads, 256 << 20, 8),
-        }
+        """By name, UNITS and "bandwidth"; 0 where the CPU has no such instruction."""
+        rates = {name: self._rate(unit, threads, 0.15) for name, unit in UNITS.items()}
+        return rates | {"bandwidth": self._bandwidth(threads, 256 << 20, 8)}
 
 
 def best(ceilings: list[dict[str, float]]) -> dict[str, float]:

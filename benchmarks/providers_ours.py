@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from cases import DECODE, FORWARD, TRAINING, Case, numpy_dtype
-from measure import CEILINGS_LIBRARY, ceilings_library
+from measure import CEILINGS_LIBRARY, UNITS, ceilings_library
 from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished, in_graph
-from tables import PLAIN_READ
+from tables import FLOOR, PLAIN_READ
+
+LEAST_FLOPS = 1e7  # of a floor that is measured in turns
 
 
 def _to_float32(arrays: Arrays) -> Arrays:
@@ -82,11 +84,34 @@ def _plain_read(case: Case, inputs: Arrays) -> Prepared:
     return Prepared(run, dict)
 
 
+def _floor(case: Case, inputs: Arrays) -> Prepared:
+    """What no dense kernel can beat: as many multiply-adds, from registers, at the same moment."""
+    work = ceilings_library().alibi_ceiling_work
+    work.restype = ctypes.c_bool
+    work.argtypes = [ctypes.c_int, ctypes.c_double, ctypes.c_int]
+    units = [UNITS[n] for n in (("bf16", "fma") if case.dtype == "bfloat16" else ("fma",))]
+
+    def run() -> None:
+        if not any(work(unit, case.flops, case.threads) for unit in units):
+            raise OSError("the multiply-adds need AVX2")
+
+    return Prepared(run, dict)
+
+
+def _not_built() -> list[str]:
+    return [] if CEILINGS_LIBRARY.exists() else ["built with -DALIBI_WITH_BENCH=ON"]
+
+
 def _read_unsupported(case: Case) -> list[str]:
-    reasons = [] if case.mode == DECODE else ["the bytes of K and V bound decoding only"]
-    if not CEILINGS_LIBRARY.exists():
-        reasons.append("built with -DALIBI_WITH_BENCH=ON")
-    return reasons
+    decode = case.mode == DECODE
+    return [*([] if decode else ["the bytes of K and V bound decoding only"]), *_not_built()]
+
+
+def _floor_unsupported(case: Case) -> list[str]:
+    if case.mode == DECODE:
+        return ["decoding is bound by the bytes of K and V", *_not_built()]
+    small = case.flops < LEAST_FLOPS
+    return [*(["waking the threads would take longer"] if small else []), *_not_built()]
 
 
 def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: bool) -> Prepared:
@@ -178,6 +203,14 @@ PROVIDERS = [
         _plain_read,
         _read_unsupported,
         "of K and V, from the same arrays",
+    ),
+    Provider(
+        FLOOR,
+        "yardstick",
+        "numpy",
+        _floor,
+        _floor_unsupported,
+        "as many as two products of the forward have, seven with the backward",
     ),
     Provider(
         "alibi-kernels dense avx2",

@@ -21,6 +21,7 @@ from models import FUSED, KERNEL, LAYER, LAYER_UNDER_JIT, PRODUCTS
 from overhead import EAGER, GRAPH
 from tables import (
     FEW_SAMPLES,
+    FLOOR,
     NORMS_KEPT,
     OURS,
     PRUNED,
@@ -89,7 +90,7 @@ def table(rows: list[Row]) -> list[str]:
     cases = list(by_case(rows).values())
     floors = [next((r["floor_ms"] for r in case if r["floor_ms"]), "-") for case in cases]
     lines = {"floor": floors}
-    for name in unique(r["provider"] for r in rows):
+    for name in unique(r["provider"] for r in rows if r["provider"] != FLOOR):
         found = [next((r for r in case if r["provider"] == name), None) for case in cases]
         if any(r is not None and r["median_ms"] for r in found):
             lines[name] = [cell(r) for r in found]
@@ -288,7 +289,8 @@ def page(path: Path) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in meta["versions"].items())
     facts = meta["machine"]
     ceilings = meta["ceilings"].values()
-    peak = {k: max((c[k] for c in ceilings), default=0) for k in ("fma", "bf16", "bandwidth")}
+    units = ("fma", "bf16", "exp", "bandwidth")
+    peak = {k: max((c.get(k, 0) for c in ceilings), default=0) for k in units}
     lines = [
         "# Performance",
         "",
@@ -300,15 +302,17 @@ def page(path: Path) -> str:
         *(f"- Remark: {remark}" for remark in meta.get("remarks", [])),
         "",
         f"Ceilings in the same run: float32 FMA {peak['fma']:.0f} GFLOP/s, bfloat16 dot products "
-        f"{peak['bf16']:.0f} GFLOP/s, memory {peak['bandwidth']:.0f} GB/s.",
+        f"{peak['bf16']:.0f} GFLOP/s, 2^x in float32 {peak['exp']:.0f} G/s, memory "
+        f"{peak['bandwidth']:.0f} GB/s.",
         "",
-        "Cells: median milliseconds (share of the floor). The floor is the dense work at the",
-        "ceiling of its unit: 4 B H S S D floating-point operations forward, 14 with the backward,",
-        "half of it when causal; for decode the bytes of K and V from memory. Pruned rows do less",
-        "work than the floor counts, and short caches stay in the processor's: both may pass 100%.",
-        "Every result was compared with float64 before it was timed; providers take turns call by",
-        "call, so the ratios in a column carry over to",
-        f"other machines. \\*: fewer than {FEW_SAMPLES} samples fitted into the time of the case.",
+        "Cells: median milliseconds (share of the floor). The floor is the multiply-adds of the",
+        "dense work alone, 4 B H S S D floating-point operations forward, 14 with the backward,",
+        "half of it when causal, done from registers in turns with the rows. Where no turns were",
+        "taken, and for decode, whose floor is the bytes of K and V, it follows from the ceilings.",
+        "Pruned rows do less work than the floor counts, and short caches stay in the processor's:",
+        "both may pass 100%. Every result was compared with float64 before it was timed; providers",
+        "take turns call by call, so the ratios in a column carry over to other machines.",
+        f"\\*: fewer than {FEW_SAMPLES} samples fitted into the time of the case.",
         "",
     ]
     lines += ["## Targets", "", TARGETS_TEXT, "", *targets.section(rows), ""]

@@ -11,6 +11,7 @@ PRUNED = "alibi-kernels pruned"
 NORMS_KEPT = "alibi-kernels pruned, norms kept"
 AVX2 = "alibi-kernels dense avx2"
 PLAIN_READ = "plain read of K and V"
+FLOOR = "the floor's multiply-adds alone"
 # Below this, a median and its spread say little, and the cell is marked.
 FEW_SAMPLES = 5
 

@@ -22,10 +22,15 @@ from cases import FORWARD, Case
 from providers import Prepared, Provider
 from record import Row
 from suites import Suite
+from tables import FLOOR
 from truth_model import ModelTruth
 
 CASE = Case(FORWARD, 1, 2, 20, 20, 32)
 MODEL_CASE = models.ModelCase(FORWARD, 2, 3, 7, 7, 4, layers=1, expansion=2)
+
+
+# 0.5 ms at the ceilings below.
+FLOOR_CASE = Case(FORWARD, 1, 2, 1250, 1250, 8)
 
 
 class _NoCeilings:
@@ -92,6 +97,19 @@ def test_who_is_compared_gets_samples_and_who_is_far_behind_gets_few() -> None:
     assert _turns(seconds, "ours", 0.1) == {"ours": 5, "best": 5, "close": 5, "slow": 1, "far": 1}
     plenty = _turns(seconds, "ours", 20.0)
     assert plenty == {"ours": 9, "best": 9, "close": 9, "slow": 9, "far": 2}
+
+
+@pytest.mark.parametrize("unit", [None, "fma_avx2"])
+def test_the_floor_is_what_the_machine_did_in_the_same_minutes(unit: str | None) -> None:
+    """Ten times the time that the ceilings promise: the floor of every row, whatever its unit."""
+    late = one_case.floor_seconds(FLOOR_CASE, _NoCeilings().measure(2))
+    both = [_calling(FLOOR, lambda: time.sleep(10 * late)), _calling("it", lambda: None, unit=unit)]
+    rows = _measure(Suite([FLOOR_CASE], both), FLOOR_CASE)
+    taken = float(rows[FLOOR].median_ms)
+    assert taken >= 10 * 1e3 * late
+    assert float(rows[FLOOR].fraction_of_floor) == pytest.approx(1, abs=1e-3)
+    # The ceilings of the test have half the rate for AVX2.
+    assert float(rows["it"].floor_ms) == pytest.approx(taken * (2 if unit else 1), rel=1e-3)
 
 
 def test_what_is_asked_for_at_any_rate_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
