@@ -11,7 +11,7 @@ import numpy as np
 from cases import DECODE, FORWARD, TRAINING, Case, numpy_dtype
 from measure import CEILINGS_LIBRARY, UNITS, ceilings_library
 from providers import SETTLING_CALLS, Arrays, Prepared, Provider, finished, in_graph
-from tables import FLOOR, PLAIN_READ
+from tables import FLOAT32, FLOOR, ONE_THREAD, PLAIN_READ
 
 LEAST_FLOPS = 1e7  # of a floor that is measured in turns
 
@@ -21,14 +21,22 @@ def _to_float32(arrays: Arrays) -> Arrays:
 
 
 def _native(
-    case: Case, inputs: Arrays, *, prune: bool, isa: str | None = None, norms: bool = False
+    case: Case,
+    inputs: Arrays,
+    *,
+    prune: bool,
+    isa: str | None = None,
+    norms: bool = False,
+    threads: int | None = None,
+    dtype: str | None = None,
 ) -> Prepared:
     from alibi_kernels import native
 
-    dtype = numpy_dtype(case.dtype)
-    q, k, v, dout = (inputs[n].astype(dtype, copy=False) for n in ("q", "k", "v", "dout"))
+    stored = numpy_dtype(dtype or case.dtype)
+    q, k, v, dout = (inputs[n].astype(stored, copy=False) for n in ("q", "k", "v", "dout"))
     slopes = case.slopes.astype(np.float32)
-    options = {"causal": case.causal, "prune": prune, "threads": case.threads, "isa": isa}
+    options = {"causal": case.causal, "prune": prune, "isa": isa}
+    options["threads"] = threads or case.threads
     # Results go to arrays that are kept, as in MindSpore, whose pool keeps its memory.
     out = np.empty_like(q)
     grads = (np.empty_like(q), np.empty_like(k), np.empty_like(v), np.empty_like(slopes))
@@ -248,3 +256,24 @@ PROVIDERS = [
         "scores in memory",
     ),
 ]
+
+# What our dense kernel is compared with in some suites: itself, in turns, so that a slow minute
+# does not count as the difference.
+COMPARED = {
+    "threads": Provider(
+        ONE_THREAD,
+        "ours",
+        "alibi_kernels.native",
+        partial(_native, prune=False, threads=1),
+        lambda case: [] if case.threads > 1 else ["so has the dense row"],
+        "fused, every tile",
+    ),
+    "forward-float16": Provider(
+        FLOAT32,
+        "ours",
+        "alibi_kernels.native",
+        partial(_native, prune=False, dtype="float32"),
+        lambda case: [],
+        "fused, every tile, the same numbers in float32",
+    ),
+}

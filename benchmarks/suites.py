@@ -10,6 +10,7 @@ import models
 import overhead
 from cases import DECODE, SUITES, Case
 from providers import Provider, all_providers
+from providers_ours import COMPARED
 from tables import OURS, PRUNED
 from truth import Truth
 from truth_model import ModelTruth
@@ -83,6 +84,7 @@ def all_suites(quick: bool = False) -> dict[str, Suite]:
             )
             for name, cases in SUITES.items()
         },
+        **{name: Suite(SUITES[name], [*providers, other]) for name, other in COMPARED.items()},
         "layouts": Suite(layouts.CASES, layouts.PROVIDERS),
         "overhead": Suite(overhead.CASES, overhead.PROVIDERS, calls=overhead.CALLS),
         "layer": Suite(models.LAYER_CASES, models.LAYER_PROVIDERS, ModelTruth),

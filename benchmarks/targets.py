@@ -9,7 +9,9 @@ from layouts import BNSD
 from models import KERNEL, LAYER, PRODUCTS
 from tables import (
     AVX2,
+    FLOAT32,
     NORMS_KEPT,
+    ONE_THREAD,
     OURS,
     PLAIN_READ,
     PRUNED,
@@ -22,8 +24,8 @@ from tables import (
     over_best_peer,
 )
 
-# (the rows of one case, all rows) -> what is measured; None where something is missing.
-Value = Callable[[list[Row], list[Row]], float | None]
+# The rows of one case -> what is measured; None where something is missing.
+Value = Callable[[list[Row]], float | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def _keys(length: int) -> Callable[[Row], bool]:
 def _share(provider: str) -> Value:
     """Of the floor."""
 
-    def value(case: list[Row], rows: list[Row]) -> float | None:
+    def value(case: list[Row]) -> float | None:
         shares = [r["fraction_of_floor"] for r in case if r["provider"] == provider]
         return float(shares[0]) if shares and shares[0] else None
 
@@ -68,37 +70,24 @@ def _share(provider: str) -> Value:
 
 
 def _over_peers(provider: str) -> Value:
-    return lambda case, rows: over_best_peer(case, provider)
+    return lambda case: over_best_peer(case, provider)
 
 
 def _ratio(over: str, under: str) -> Value:
     """Time of one provider over that of another."""
 
-    def value(case: list[Row], rows: list[Row]) -> float | None:
+    def value(case: list[Row]) -> float | None:
         a, b = milliseconds(case, over), milliseconds(case, under)
         return a / b if a and b else None
 
     return value
 
 
-def _other_over_this(provider: str, suite: str, **changes: str) -> Value:
-    """Time of the same case but for `changes`, in `suite`, over its own."""
-
-    def value(case: list[Row], rows: list[Row]) -> float | None:
-        sizes = ("mode", "batch", "heads", "queries", "keys", "head_dim", "dtype", "threads")
-        want = {n: case[0][n] for n in sizes} | changes
-        other = [r for r in rows if r["suite"] == suite and all(r[n] == want[n] for n in want)]
-        a, b = milliseconds(other, provider), milliseconds(case, provider)
-        return a / b if a and b else None
-
-    return value
-
-
 def _time(provider: str) -> Value:
-    return lambda case, rows: milliseconds(case, provider)
+    return lambda case: milliseconds(case, provider)
 
 
-def _layer_over_parts(case: list[Row], rows: list[Row]) -> float | None:
+def _layer_over_parts(case: list[Row]) -> float | None:
     whole, *parts = (milliseconds(case, name) for name in (LAYER, PRODUCTS, KERNEL))
     return whole / sum(p or 0 for p in parts) if whole and all(parts) else None
 
@@ -106,8 +95,8 @@ def _layer_over_parts(case: list[Row], rows: list[Row]) -> float | None:
 def _left_over_kept(provider: str) -> Value:
     """Time left by pruning over the bytes left by it, both relative to the dense kernel."""
 
-    def value(case: list[Row], rows: list[Row]) -> float | None:
-        left = _ratio(provider, OURS)(case, rows)
+    def value(case: list[Row]) -> float | None:
+        left = _ratio(provider, OURS)(case)
         kept = next((r["kept"] for r in case if r["provider"] == provider), "")
         return left / float(kept) if left and kept else None
 
@@ -115,7 +104,7 @@ def _left_over_kept(provider: str) -> Value:
 
 
 def _megabytes(provider: str) -> Value:
-    def value(case: list[Row], rows: list[Row]) -> float | None:
+    def value(case: list[Row]) -> float | None:
         found = [r["peak_extra_mb"] for r in case if r["provider"] == provider]
         return float(found[0]) if found and found[0] else None
 
@@ -142,7 +131,7 @@ TARGETS = [
     Target(
         "Forward, float16: dense, times faster than float32",
         "forward-float16",
-        _other_over_this(OURS, "forward", dtype="float32"),
+        _ratio(FLOAT32, OURS),
         1.0,
     ),
     Target(f"Forward and backward, from 1024 up: {_FLOOR}", "training", _share(OURS), 0.88, _long),
@@ -193,7 +182,7 @@ TARGETS = [
     Target(
         "Two threads against one",
         "threads",
-        _other_over_this(OURS, "threads", threads="1"),
+        _ratio(ONE_THREAD, OURS),
         1.95,
         lambda row: row["threads"] == "2",
     ),
@@ -212,7 +201,7 @@ TARGETS = [
 def judge(target: Target, rows: list[Row]) -> dict[str, float | None]:
     """Column -> value, for every case that the target speaks about."""
     cases = by_case([r for r in rows if r["suite"] == target.suite and target.where(r)])
-    return {_label(case): target.value(case, rows) for case in cases.values()}
+    return {_label(case): target.value(case) for case in cases.values()}
 
 
 def _label(case: list[Row]) -> str:

@@ -264,17 +264,18 @@ def test_targets_are_met_or_missed_by_the_numbers() -> None:
 def test_a_missed_value_does_not_look_met(
     value: float, limit: float, at_least: bool, text: str
 ) -> None:
-    target = targets.Target("t", "forward", lambda case, rows: None, limit, at_least=at_least)
+    target = targets.Target("t", "forward", lambda case: None, limit, at_least=at_least)
     assert targets.shown(target, value) == text
 
 
-def test_targets_across_suites_and_cases() -> None:
+def test_what_is_compared_with_itself_is_compared_within_a_case() -> None:
     one, two = SUITES["threads"].cases[:2]
-    rows = [_row("threads", one, targets.OURS, "ours", 3.0)]
+    rows = [_row("threads", one, targets.OURS, "ours", 9.0)]
     rows += [_row("threads", two, targets.OURS, "ours", 1.5)]
+    rows += [_row("threads", two, targets.ONE_THREAD, "ours", 3.0)]
     assert _judge("Two threads against one", rows)[0] == {"forward (1,16,1024,64) t=2": 2.0}
-    wide, half = SUITES["forward"].cases[0], SUITES["forward-float16"].cases[0]
-    rows = [_row("forward", wide, targets.OURS, "ours", 3.0)]
+    half = SUITES["forward-float16"].cases[0]
+    rows = [_row("forward-float16", half, targets.FLOAT32, "ours", 3.0)]
     rows += [_row("forward-float16", half, targets.OURS, "ours", 4.0)]
     values, verdict = _judge("Forward, float16: dense, times faster than float32", rows)
     assert values == {"(1,8,512,32)": 0.75}
