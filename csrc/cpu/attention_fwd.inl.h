@@ -39,6 +39,7 @@
 #include "decode.inl.h"
 #include "exp.inl.h"
 #include "geometry.h"
+#include "log.inl.h"
 #include "micro.inl.h"
 #include "parallel.h"
 #include "prune.h"
@@ -375,20 +376,26 @@ class FwdItem {
     }
   }
 
-  // out = O^T / l, transposed back, and lse in natural units. row_sum becomes 1 / l.
+  // out = O^T / l, transposed back, and lse in natural units. row_sum becomes 1 / l. A row that may
+  // see nothing: out is 0, lse -inf.
   void finish_rows(int g) {
-    const RowTile& rows = tiles_[g].rows;
-    const FwdRows<V>& w = w_.rows[g];
+    const RowTile rows = tiles_[g].rows;
+    const FwdRows<V> w = w_.rows[g];
+    const double slope = static_cast<double>(slope_);
     float* lse = args_.lse + (batch_ * p_.heads_q + head_) * p_.len_q + rows.row0;
-    for (int i = 0; i < rows.vecs * V::kWidth; ++i) {
-      const float sum = w.row_sum[i];
-      if (i < rows.rows) {
-        const double all = static_cast<double>(sum) + static_cast<double>(w.dropped[i]);
-        const double moved = (static_cast<double>(w.row_max[i]) + ::log2(all)) * kLn2;
-        lse[i] = static_cast<float>(moved + static_cast<double>(slope_) * row_shift(rows, i));
-      }
-      w.row_sum[i] =
-          sum == 0.0f ? 0.0f : 1.0f / sum;  // a row that may see nothing: out is 0, lse -inf
+    double moved[kRows<V>];
+    for (int i = 0; i < rows.rows; i += Doubles<V>::kWidth) {
+      const auto sum = Doubles<V>::load(w.row_sum + i) + Doubles<V>::load(w.dropped + i);
+      const auto x = (Doubles<V>::load(w.row_max + i) + Doubles<V>::log2(sum)) * kLn2;
+      memcpy(moved + i, &x, sizeof(x));
+    }
+    for (int i = 0; i < rows.rows; ++i) {
+      lse[i] = static_cast<float>(moved[i] + slope * row_shift(rows, i));
+    }
+    for (int i = 0; i < rows.vecs * V::kWidth; i += V::kWidth) {
+      const Reg sum = V::load(w.row_sum + i);
+      const Reg inverse = V::div(V::set1(1.0f), sum);
+      V::store(w.row_sum + i, V::select(V::eq(sum, V::zero()), sum, inverse));
     }
     store_transposed<V>(w.o_t, w.row_sum, rows.rows, dim_, query_view(args_.out), rows.row0);
   }

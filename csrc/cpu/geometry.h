@@ -126,11 +126,11 @@ ALIBI_INLINE typename V::Reg row_positions(const RowTile& t, int lane) {
 
 // bias(true) = bias(moved) + slope * row_shift(i): both moves of row i together.
 ALIBI_INLINE double row_shift(const RowTile& t, int i) {
-  const double row = i, moved = row < t.first_row  ? t.first_row
-                                : row > t.last_row ? t.last_row
-                                                   : row;
-  const double move = moved - row;
-  return t.shift + (t.linear || move < 0 ? move : -move);
+  const float row = static_cast<float>(i);
+  float moved = row < t.first_row ? t.first_row : row;
+  moved = moved > t.last_row ? t.last_row : moved;
+  const double move = static_cast<double>(moved - row);
+  return t.shift + (t.linear ? move : -__builtin_fabs(move));
 }
 
 // One step of the walk.

@@ -9,6 +9,7 @@
 #include "exp.inl.h"
 #include "gelu.inl.h"
 #include "isa_table.h"
+#include "log.inl.h"
 #include "norm.inl.h"
 #include "weights_bwd.inl.h"
 #include "weights_fwd.inl.h"
@@ -25,10 +26,22 @@ void exp2_array(const float* x, float* y, int64_t n) {
 }
 
 template <class V>
+void log2_array(const double* x, double* y, int64_t n) {
+  using D = Doubles<V>;
+  for (int64_t i = 0; i < n; i += D::kWidth) {
+    const size_t bytes = sizeof(double) * static_cast<size_t>(min_int(D::kWidth, n - i));
+    typename D::Reg lanes = {};
+    memcpy(&lanes, x + i, bytes);
+    lanes = D::log2(lanes);
+    memcpy(y + i, &lanes, bytes);
+  }
+}
+
+template <class V>
 constexpr IsaKernels make_kernels() {
-  return {&attention_fwd<V>, &attention_bwd<V>,  &weights_fwd<V>,
-          &weights_bwd<V>,   &layer_norm_fwd<V>, &layer_norm_bwd<V>,
-          &bias_gelu_fwd<V>, &bias_gelu_bwd<V>,  &exp2_array<V>};
+  return {&attention_fwd<V>,  &attention_bwd<V>,  &weights_fwd<V>,   &weights_bwd<V>,
+          &layer_norm_fwd<V>, &layer_norm_bwd<V>, &bias_gelu_fwd<V>, &bias_gelu_bwd<V>,
+          &exp2_array<V>,     &log2_array<V>};
 }
 
 }  // namespace

@@ -19,7 +19,9 @@ struct IsaKernels {
   int32_t (*layer_norm_bwd)(const AlibiLayerNormBwdArgs&, int threads);
   int32_t (*bias_gelu_fwd)(const AlibiBiasGeluFwdArgs&, int threads);
   int32_t (*bias_gelu_bwd)(const AlibiBiasGeluBwdArgs&, int threads);
-  void (*exp2)(const float* x, float* y, int64_t n);  // for tests: testing.h
+  // For tests: testing.h.
+  void (*exp2)(const float* x, float* y, int64_t n);
+  void (*log2)(const double* x, double* y, int64_t n);
 };
 
 struct Isa {
