@@ -48,15 +48,23 @@ void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, 
     score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; k += kTerms<V>) {
+      typename V::Reg p[kTerms<V>][N];
+#pragma GCC unroll 2
+      for (int t = 0; t < kTerms<V>; ++t) {
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) {
+          p[t][v] = Operands<V>::score(acc[k + t][v], factor, off[v]);
+        }
+        exp2_each<V>(p[t]);
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) l[v] = V::add(l[v], p[t][v]);
+      }
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
-        typename V::Reg p[kTerms<V>];
+        typename V::Reg terms[kTerms<V>];
 #pragma GCC unroll 2
-        for (int t = 0; t < kTerms<V>; ++t) {
-          p[t] = exp2<V>(Operands<V>::score(acc[k + t][v], factor, off[v]));
-          l[v] = V::add(l[v], p[t]);
-        }
-        Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, p);
+        for (int t = 0; t < kTerms<V>; ++t) terms[t] = p[t][v];
+        Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, terms);
       }
     }
   }
