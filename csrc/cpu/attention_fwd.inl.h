@@ -431,8 +431,11 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const FwdCall<V> call{a, norms, order, group, divide_up(row_tiles<V>(p), group)};
   const FwdScratch<V> layout(nullptr, static_cast<int>(p.head_dim));
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
+  // A thread that has the rows of a head to itself is the only one to fetch its keys and values.
+  // Not where pruning and spans make the heads differ.
+  const bool alike = p.prune == 0 && a.spans == nullptr;
   return run_items(p.batch * p.heads_q * call.groups, threads, 4.0 * pairs * p.head_dim,
-                   layout.floats, &attention_fwd_item<V>, &call);
+                   layout.floats, &attention_fwd_item<V>, &call, alike ? call.groups : 1);
 }
 
 }  // namespace

@@ -40,11 +40,38 @@ class ThreadScratch {
 
 thread_local ThreadScratch thread_scratch;
 
+// The indices of a call, handed out in order.
+class Queue {
+ public:
+  Queue(int64_t count, int64_t together, int team)
+      : count_(count), together_(together), parts_(int64_t{2} * team) {}
+
+  struct Run {
+    int64_t begin, end;
+  };
+  // Up to `together` indices, fewer towards the end, so that the threads finish alike; none: empty.
+  Run take() {
+    int64_t begin = next_.load(std::memory_order_relaxed);
+    while (begin < count_) {
+      const int64_t size = std::clamp<int64_t>((count_ - begin) / parts_, 1, together_);
+      if (next_.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed))
+        return {begin, begin + size};
+    }
+    return {count_, count_};
+  }
+  bool empty() const { return next_.load(std::memory_order_relaxed) >= count_; }
+
+ private:
+  const int64_t count_, together_, parts_;
+  std::atomic<int64_t> next_{0};
+};
+
 }  // namespace
 
 int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats, WorkItem item,
-                  const void* context) noexcept {
-  std::atomic<int64_t> next{0};
+                  const void* context, int64_t together) noexcept {
+  const int team = static_cast<int>(std::min<int64_t>(threads, count));
+  Queue queue(count, together, team);
   std::atomic<bool> failed{false};
   auto work = [&] {
     float* scratch = thread_scratch.reserve(scratch_floats);
@@ -52,11 +79,10 @@ int32_t run_items(int64_t count, int threads, double flops, size_t scratch_float
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      item(context, i, scratch);
+    for (Queue::Run run = queue.take(); run.begin < run.end; run = queue.take()) {
+      for (int64_t i = run.begin; i < run.end; ++i) item(context, i, scratch);
     }
   };
-  const int team = static_cast<int>(std::min<int64_t>(threads, count));
   if (team <= 1 || flops < kSerialFlops) {
     work();
   } else {
@@ -64,7 +90,7 @@ int32_t run_items(int64_t count, int threads, double flops, size_t scratch_float
     work();
   }
   // A thread without scratch is no harm as long as the others finished the queue.
-  return failed.load() && next.load() < count ? ALIBI_OUT_OF_MEMORY : ALIBI_OK;
+  return failed.load() && !queue.empty() ? ALIBI_OUT_OF_MEMORY : ALIBI_OK;
 }
 
 int default_threads() noexcept { return omp_get_max_threads(); }

@@ -12,12 +12,12 @@ namespace alibi::cpu {
 // earlier item left there.
 using WorkItem = void (*)(const void* context, int64_t index, float* scratch);
 
-// Runs item(context, 0..count-1, scratch), handing out indices in order to `threads` threads; on
-// the calling thread alone when the work is small (`flops`), because waking a second thread costs
+// Runs item(context, 0..count-1, scratch), handing out indices in order to `threads` threads, up to
+// `together` neighbours at once while there is plenty for all; on the calling thread alone when the work is small (`flops`), because waking a second thread costs
 // more than it saves. Items write disjoint memory, so results do not depend on the number of
 // threads. Returns ALIBI_OK, or ALIBI_OUT_OF_MEMORY (then some items have not run).
 int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats, WorkItem item,
-                  const void* context) noexcept;
+                  const void* context, int64_t together = 1) noexcept;
 
 // The number of threads OpenMP would use by itself.
 int default_threads() noexcept;
