@@ -56,6 +56,11 @@ constexpr float kLazyLimit = 0x1p24f;
 // converted is converted once for all of them.
 constexpr int kRowGroup = 4;
 
+// Keys and values of a head, in bytes of operands, that stay in the second-level cache while a thread
+// works on its rows; and how many row tiles make it worth while to copy them.
+constexpr int64_t kHeadBytes = 512 * 1024;
+constexpr int64_t kCopyTiles = 4;
+
 // The scratch of one row tile and of one thread, cut from one block of floats.
 template <class V>
 struct FwdRows {
@@ -80,13 +85,18 @@ struct FwdScratch {
   Lane<V>* p_t;      // [lanes of kTileKeys][kRows], where s_t is
   Element<V>* keys;  // copies of tiles that cannot be read in place
   Lane<V>* values;
-  float* ramp;  // [kRampFloats]
+  float* ramp;            // [kRampFloats]
+  Element<V>* head_keys;  // copies of a whole head, where the call keeps one
+  Lane<V>* head_values;
   FwdRows<V> rows[kRowGroup];
   int64_t floats;
 
-  FwdScratch(float* base, int dim) {
+  // kept: keys of a head that are copied.
+  FwdScratch(float* base, int dim, int64_t kept) {
     Carver carver{base, 0};
     for (FwdRows<V>& r : rows) r.carve(&carver, dim);
+    head_keys = carver.take<Element<V>>(row_scratch<V>(static_cast<int>(kept), dim));
+    head_values = carver.take<Lane<V>>(row_scratch<V>(lanes_of<V>(static_cast<int>(kept)), dim));
     s_t = carver.take(kTileKeys * kRows<V>);
     p_t = reinterpret_cast<Lane<V>*>(s_t);
     keys = carver.take<Element<V>>(row_scratch<V>(kTileKeys, dim));
@@ -113,6 +123,14 @@ struct LoadedTile {
   ValueRows<V> values;
 };
 
+// The operands of the keys of a head from key `first` on, where they have been copied.
+template <class V>
+struct CopiedHead {
+  int64_t first = 0;
+  KeyRows<V> keys{nullptr, 0};
+  ValueRows<V> values{nullptr, 0};
+};
+
 template <class V>
 struct FwdCall {
   const AlibiAttentionFwdArgs& args;
@@ -120,7 +138,55 @@ struct FwdCall {
   const HeadOrder& order;
   int64_t group;   // row tiles of an item; the first item of a head may have fewer
   int64_t groups;  // items of a head
+  int64_t kept;    // keys of a head that are copied; 0: none
+
+  int64_t key_head(int64_t head) const {
+    return head / (args.problem.heads_q / args.problem.heads_kv);
+  }
 };
+
+// Whether the keys and values of a head stay in the cache while one thread works on all of its rows.
+template <class V>
+bool head_fits(const AlibiProblem& p) {
+  const int64_t dim = round_up(static_cast<int>(p.head_dim), V::kWidth);
+  return p.len_k <= kHeadBytes / (2 * dim * static_cast<int64_t>(sizeof(Element<V>)));
+}
+
+// Whether a call copies its heads: those that fit, if they have to be converted, or if their rows lie
+// so far apart that they share few sets of the cache.
+template <class V>
+bool copies_heads(const AlibiAttentionFwdArgs& a) {
+  const AlibiProblem& p = a.problem;
+  if (p.prune != 0 || a.spans != nullptr || !head_fits<V>(p)) return false;
+  const int64_t reach = (a.k.stride_s + a.v.stride_s) * p.len_k * int64_t{sizeof(Element<V>)};
+  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > 2 * kHeadBytes;
+}
+
+// Copies what the rows of the tiles up to `last` may see. Pairs of keys begin where most tiles do: at
+// the keys before the last one by an even number.
+template <class V>
+CopiedHead<V> copy_head(const FwdCall<V>& call, const RowItem& item, int64_t last,
+                        const FwdScratch<V>& w) {
+  const AlibiProblem& p = call.args.problem;
+  const int dim = static_cast<int>(p.head_dim);
+  const int64_t head = call.key_head(item.head);
+  const HeadView k = head_view(call.args.k, p.dtype, item.batch, head);
+  const HeadView v = head_view(call.args.v, p.dtype, item.batch, head);
+  const int64_t first = p.len_k % kTerms<V>;
+  const int64_t hidden = (call.groups - 1 - last) * call.group * kRows<V>;
+  const int count = static_cast<int>(p.len_k - first - (p.causal != 0 ? hidden : 0));
+  const int64_t padded = round_up(dim, V::kWidth);
+  with_operand_row<V>(
+      k, first, [&](const auto* src) { copy_rows<V>(src, k.stride, count, dim, w.head_keys); });
+  if constexpr (kTerms<V> > 1) {
+    const auto* src = static_cast<const Element<V>*>(v.data) + first * v.stride;
+    pair_rows<V>(src, v.stride, count, dim, w.head_values);
+  } else {
+    with_row(v, first,
+             [&](const auto* src) { copy_rows<V>(src, v.stride, count, dim, w.head_values); });
+  }
+  return {first, {w.head_keys, padded}, {w.head_values, padded}};
+}
 
 // How many row tiles share their keys: one where keys are used as they are, else as many as leave
 // enough items for many threads. It depends on the shape alone, because it decides where tiles of
@@ -139,19 +205,20 @@ class FwdItem {
   using Reg = typename V::Reg;
 
  public:
-  FwdItem(const FwdCall<V>& call, int64_t index, float* scratch)
+  FwdItem(const FwdCall<V>& call, const RowItem& item, const CopiedHead<V>& copied,
+          const FwdScratch<V>& scratch)
       : args_(call.args),
         p_(call.args.problem),
-        w_(scratch, static_cast<int>(call.args.problem.head_dim)),
+        w_(scratch),
+        copied_(copied),
         dim_(static_cast<int>(p_.head_dim)),
         group_(call.group) {
-    const RowItem item = call.order.item(index, call.groups);
     const int64_t end = row_tiles<V>(p_) - (call.groups - 1 - item.tile) * call.group;
     head_ = item.head;
     batch_ = item.batch;
     first_tile_ = max_int64(0, end - call.group);
     count_ = static_cast<int>(end - first_tile_);
-    const int64_t kv_head = head_ / (p_.heads_q / p_.heads_kv);
+    const int64_t kv_head = call.key_head(head_);
     k_ = head_view(args_.k, p_.dtype, batch_, kv_head);
     v_ = head_view(args_.v, p_.dtype, batch_, kv_head);
     norms_ = call.norms.head(batch_, kv_head);
@@ -183,8 +250,16 @@ class FwdItem {
   HeadView query_view(const AlibiTensor& tensor) const {
     return head_view(tensor, p_.dtype, batch_, head_);
   }
+  // Tiles whose last keys or pairs would not be padded with zeros are loaded by themselves.
   LoadedTile<V> load(KeyRange range) const {
     const int count = static_cast<int>(range.end - range.begin);
+    const int64_t at = range.begin - copied_.first;
+    if (copied_.keys.data != nullptr && count % V::kKeys == 0 && at >= 0 && at % kTerms<V> == 0) {
+      return {
+          range,
+          {copied_.keys.data + at * copied_.keys.stride, copied_.keys.stride},
+          {copied_.values.data + at / kTerms<V> * copied_.values.stride, copied_.values.stride}};
+    }
     return {range, load_keys<V>(k_, range.begin, count, dim_, w_.keys), {nullptr, 0}};
   }
   const ValueRows<V>& values_of(LoadedTile<V>& loaded) const {
@@ -402,7 +477,8 @@ class FwdItem {
 
   const AlibiAttentionFwdArgs& args_;
   const AlibiProblem& p_;
-  const FwdScratch<V> w_;
+  const FwdScratch<V>& w_;
+  const CopiedHead<V>& copied_;
   const int dim_;
   const int64_t group_;
   int64_t batch_, head_, first_tile_;
@@ -413,9 +489,25 @@ class FwdItem {
   FwdTile<V> tiles_[kRowGroup] = {};
 };
 
+// A run of items, head by head.
 template <class V>
-void attention_fwd_item(const void* context, int64_t index, float* scratch) {
-  FwdItem<V>(*static_cast<const FwdCall<V>*>(context), index, scratch).run();
+void attention_fwd_run(const void* context, int64_t begin, int64_t end, float* scratch) {
+  const auto& call = *static_cast<const FwdCall<V>*>(context);
+  const FwdScratch<V> w(scratch, static_cast<int>(call.args.problem.head_dim), call.kept);
+  const int64_t items = call.groups * call.args.problem.heads_q / call.args.problem.heads_kv;
+  while (begin < end) {
+    // In the order that heads have when nothing is pruned, items that share their keys follow.
+    const int64_t stop = call.kept == 0 ? end : min_int64(end, (begin / items + 1) * items);
+    CopiedHead<V> copied;
+    if (call.kept != 0 && (stop - begin) * call.group >= kCopyTiles) {
+      const RowItem item = call.order.item(begin, call.groups);
+      const bool one_head = begin / call.groups == (stop - 1) / call.groups;
+      copied = copy_head(call, item, one_head ? item.tile : call.groups - 1, w);
+    }
+    for (; begin < stop; ++begin) {
+      FwdItem<V>(call, call.order.item(begin, call.groups), copied, w).run();
+    }
+  }
 }
 
 template <class V>
@@ -428,14 +520,15 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const HeadOrder order(p, a.slopes);
   if (!order.allocated()) return ALIBI_OUT_OF_MEMORY;
   const int64_t group = row_group<V>(p);
-  const FwdCall<V> call{a, norms, order, group, divide_up(row_tiles<V>(p), group)};
-  const FwdScratch<V> layout(nullptr, static_cast<int>(p.head_dim));
+  const int64_t kept = copies_heads<V>(a) ? p.len_k : 0;
+  const FwdCall<V> call{a, norms, order, group, divide_up(row_tiles<V>(p), group), kept};
+  const FwdScratch<V> layout(nullptr, static_cast<int>(p.head_dim), kept);
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
-  // A thread that has the rows of a head to itself is the only one to fetch its keys and values.
-  // Not where pruning and spans make the heads differ.
-  const bool alike = p.prune == 0 && a.spans == nullptr;
-  return run_items(p.batch * p.heads_q * call.groups, threads, 4.0 * pairs * p.head_dim,
-                   layout.floats, &attention_fwd_item<V>, &call, alike ? call.groups : 1);
+  // A thread that has the rows of a head to itself is the only one to fetch its keys and values; not
+  // where spans make the heads differ.
+  const int64_t together = a.spans == nullptr && head_fits<V>(p) ? call.groups : 1;
+  return run_together(p.batch * p.heads_q * call.groups, together, threads,
+                      4.0 * pairs * p.head_dim, layout.floats, &attention_fwd_run<V>, &call);
 }
 
 }  // namespace

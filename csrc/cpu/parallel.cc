@@ -46,11 +46,11 @@ class Queue {
   Queue(int64_t count, int64_t together, int team)
       : count_(count), together_(together), parts_(int64_t{2} * team) {}
 
-  struct Run {
+  struct Range {
     int64_t begin, end;
   };
   // Up to `together` indices, fewer towards the end, so that the threads finish alike; none: empty.
-  Run take() {
+  Range take() {
     int64_t begin = next_.load(std::memory_order_relaxed);
     while (begin < count_) {
       const int64_t size = std::clamp<int64_t>((count_ - begin) / parts_, 1, together_);
@@ -68,8 +68,8 @@ class Queue {
 
 }  // namespace
 
-int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats, WorkItem item,
-                  const void* context, int64_t together) noexcept {
+int32_t run_together(int64_t count, int64_t together, int threads, double flops,
+                     size_t scratch_floats, WorkRun run, const void* context) noexcept {
   const int team = static_cast<int>(std::min<int64_t>(threads, count));
   Queue queue(count, together, team);
   std::atomic<bool> failed{false};
@@ -79,8 +79,8 @@ int32_t run_items(int64_t count, int threads, double flops, size_t scratch_float
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    for (Queue::Run run = queue.take(); run.begin < run.end; run = queue.take()) {
-      for (int64_t i = run.begin; i < run.end; ++i) item(context, i, scratch);
+    for (Queue::Range r = queue.take(); r.begin < r.end; r = queue.take()) {
+      run(context, r.begin, r.end, scratch);
     }
   };
   if (team <= 1 || flops < kSerialFlops) {

@@ -11,13 +11,31 @@ namespace alibi::cpu {
 // One piece of work. `scratch` belongs to the running thread, is 64-byte aligned and holds what an
 // earlier item left there.
 using WorkItem = void (*)(const void* context, int64_t index, float* scratch);
+// Some neighbouring pieces, [begin, end).
+using WorkRun = void (*)(const void* context, int64_t begin, int64_t end, float* scratch);
 
-// Runs item(context, 0..count-1, scratch), handing out indices in order to `threads` threads, up to
-// `together` neighbours at once while there is plenty for all; on the calling thread alone when the work is small (`flops`), because waking a second thread costs
-// more than it saves. Items write disjoint memory, so results do not depend on the number of
-// threads. Returns ALIBI_OK, or ALIBI_OUT_OF_MEMORY (then some items have not run).
-int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats, WorkItem item,
-                  const void* context, int64_t together = 1) noexcept;
+// Runs run(context, begin, end, scratch) over [0, count), handing out indices in order to `threads`
+// threads, up to `together` at once while there is plenty for all; on the calling thread alone when
+// the work is small (`flops`), because waking a second thread costs more than it saves. Items write
+// disjoint memory, so results do not depend on the number of threads. Returns ALIBI_OK, or
+// ALIBI_OUT_OF_MEMORY (then some items have not run).
+int32_t run_together(int64_t count, int64_t together, int threads, double flops,
+                     size_t scratch_floats, WorkRun run, const void* context) noexcept;
+
+// The same one by one.
+inline int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats,
+                         WorkItem item, const void* context) noexcept {
+  struct Each {
+    WorkItem item;
+    const void* context;
+  };
+  const Each each{item, context};
+  const WorkRun run = [](const void* c, int64_t begin, int64_t end, float* scratch) {
+    const auto& e = *static_cast<const Each*>(c);
+    for (int64_t i = begin; i < end; ++i) e.item(e.context, i, scratch);
+  };
+  return run_together(count, 1, threads, flops, scratch_floats, run, &each);
+}
 
 // The number of threads OpenMP would use by itself.
 int default_threads() noexcept;

@@ -119,6 +119,45 @@ def test_rows_that_share_converted_keys(causal: bool, bias: str, isa: str, dtype
             assert_right(case, dtype, isa=isa, prune=prune)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_that_a_thread_copies(causal: bool, isa: str, dtype: str) -> None:
+    """A thread that takes whole heads copies their keys where it has to convert them or where their
+    rows lie 4 KB apart. Of 500 threads each takes single tiles of rows, and nothing is copied.
+
+    Even and odd numbers of keys and of head dims, as many rows or fewer; pairs of keys that begin
+    at the other parity; runs that begin within a head, where the first tile of rows decides how far
+    a causal copy goes, and that end within the next one of a group.
+    """
+    wide = {"layout": "BSND", "causal": causal}
+    for case in (
+        Case("", 2, 4, 2, 301, 301, 8, **wide),
+        Case("", 1, 4, 4, 300, 413, 7, **wide),
+        Case("", 1, 16, 16, 260, 260, 64, **wide),
+        Case("", 1, 3, 1, 672, 672, 8, causal=causal),
+        Case("", 1, 4, 2, 255, 511, 5, causal=causal, bias="signed"),
+    ):
+        assert_right(case, dtype, isa=isa, prune=False, threads=1)
+        x = make_inputs(case, dtype)
+        results = [forward(case, x, threads=n, isa=isa, prune=False) for n in (1, 2, 3, 5, 500)]
+        bits = [[a.tobytes() for a in result] for result in results]
+        assert bits == bits[-1:] * 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_do_not_see_what_follows_in_a_copied_head(isa: str, dtype: str) -> None:
+    """302 rows in tiles of 48, 24 or 12: the first has 14 or 2, and NaN stands behind its keys."""
+    for length, first in ((302, 14 if isa != "scalar" else 2), (301, 13 if isa != "scalar" else 1)):
+        case = Case("", 2, 4, 2, length, length, 8, layout="BSND")
+        x = make_inputs(case, dtype)
+        x.k[:, first:], x.v[:, first:] = np.nan, np.nan
+        out, lse = forward(case, x, isa=isa, prune=False, threads=1)
+        assert np.isfinite(out[:, :first].astype(np.float32)).all()
+        assert np.isfinite(lse[:, :, :first]).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("causal", [True, False])
