@@ -56,9 +56,11 @@ constexpr float kLazyLimit = 0x1p24f;
 // converted is converted once for all of them.
 constexpr int kRowGroup = 4;
 
-// Keys and values of a head, in bytes of operands, that stay in the second-level cache while a thread
-// works on its rows; and how many row tiles make it worth while to copy them.
-constexpr int64_t kHeadBytes = 512 * 1024;
+// Keys and values of a head, in bytes of operands, that a thread keeps near while it works on its
+// rows: the second-level cache, twice that where a copy saves the pairing of values; and how many row
+// tiles make it worth while to copy them.
+template <class V>
+constexpr int64_t kHeadBytes = kTerms<V> * 1024 * 1024;
 constexpr int64_t kCopyTiles = 4;
 
 // The scratch of one row tile and of one thread, cut from one block of floats.
@@ -149,7 +151,7 @@ struct FwdCall {
 template <class V>
 bool head_fits(const AlibiProblem& p) {
   const int64_t dim = round_up(static_cast<int>(p.head_dim), V::kWidth);
-  return p.len_k <= kHeadBytes / (2 * dim * static_cast<int64_t>(sizeof(Element<V>)));
+  return p.len_k <= kHeadBytes<V> / (2 * dim * static_cast<int64_t>(sizeof(Element<V>)));
 }
 
 // Whether a call copies its heads: those that fit, if they have to be converted, or if their rows lie
@@ -159,7 +161,7 @@ bool copies_heads(const AlibiAttentionFwdArgs& a) {
   const AlibiProblem& p = a.problem;
   if (p.prune != 0 || a.spans != nullptr || !head_fits<V>(p)) return false;
   const int64_t reach = (a.k.stride_s + a.v.stride_s) * p.len_k * int64_t{sizeof(Element<V>)};
-  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > 2 * kHeadBytes;
+  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > kHeadBytes<V>;
 }
 
 // Copies what the rows of the tiles up to `last` may see. Pairs of keys begin where most tiles do: at
