@@ -7,7 +7,7 @@ from mindspore import nn
 
 from alibi.attention import ALiBiAttention
 from alibi.config import ALiBiConfig
-from alibi.norm import DenseGelu, LayerNorm
+from alibi.norm import Dense, DenseGelu, LayerNorm
 
 # PyTorch's default, which the original's weights were trained with; MindSpore's own is 1e-7.
 NORM_EPSILON = 1e-5
@@ -33,7 +33,7 @@ class FeedForward(nn.Cell):
         super().__init__()
         hidden = config.d_model * config.expansion_factor
         self.fc1 = DenseGelu(config.d_model, hidden, config.fused)
-        self.fc2 = nn.Dense(hidden, config.d_model)
+        self.fc2 = Dense(hidden, config.d_model, config.fused)
         self.dropout = nn.Dropout(p=float(config.dropout))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:

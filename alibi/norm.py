@@ -1,9 +1,9 @@
-"""The two cells that use fused operators: LayerNorm, and a Dense layer with a GELU after it."""
+"""LayerNorm, Dense, and Dense with a GELU after it: MindSpore's cells, made faster."""
 
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn
+from mindspore import nn, ops
 
 from alibi_kernels import bias_gelu, layer_norm
 
@@ -49,6 +49,52 @@ class LayerNorm(_InOwnPrecision, nn.LayerNorm):
             return layer_norm(input_x, self.gamma, self.beta, self.epsilon)
         dtype = input_x.dtype
         return self.layer_norm(input_x, self.gamma.astype(dtype), self.beta.astype(dtype))[0]
+
+
+class _BiasAdd(nn.Cell):
+    """ops.BiasAdd whose gradient is summed by ReduceSum.
+
+    MindSpore's own, BiasAddGrad, adds the same numbers in the same order and takes the CPU several
+    times as long.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias_add = ops.BiasAdd()
+
+    def construct(self, x: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+        return self.bias_add(x, bias)
+
+    def bprop(self, x, bias, out, dout):
+        return dout.astype(x.dtype), dout.sum(0).astype(bias.dtype)
+
+
+class Dense(_InOwnPrecision, nn.Dense):
+    """mindspore.nn.Dense: the same parameters, values and gradients.
+
+    Args:
+        in_channels, out_channels: as in nn.Dense.
+        fused: False leaves everything to MindSpore's operators.
+
+    Supported Platforms:
+        ``CPU`` ``GPU`` ``Ascend``
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, fused: bool = True) -> None:
+        super().__init__(in_channels, out_channels)
+        self.fused = fused
+        self.faster_bias_add = _BiasAdd()
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        rows = x.reshape((-1, self.in_channels))
+        product = self.matmul(rows, self.weight)
+        # In lower precision a graph casts what enters a cell, and not back the gradients that the
+        # cell brings.
+        if self.fused and not self.lowered:
+            y = self.faster_bias_add(product, self.bias)
+        else:
+            y = self.bias_add(product, self.bias)
+        return y.reshape((*x.shape[:-1], self.out_channels))
 
 
 class DenseGelu(_InOwnPrecision, nn.Dense):

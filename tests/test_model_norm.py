@@ -48,17 +48,22 @@ def _cells(ms: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, Any]:
     return cells
 
 
-def _results(ms: Any, mode: Any, cell: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _step(ms: Any, mode: Any, cell: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
+    """The value, and the gradients of the input and of the two parameters."""
     x, dy = ms.Tensor(arrays["x"]), ms.Tensor(arrays["dy"])
 
     def product(x):  # type: ignore[no-untyped-def]
         y = cell(x)
-        return (y.astype(ms.float32) * dy).sum(), y.astype(ms.float32)
+        return (y.astype(ms.float32) * dy).sum(), y
 
     step = mode(ms.value_and_grad(product, 0, cell.trainable_params(), has_aux=True))
-    (_, y), (dx, (dgamma, dbeta)) = step(x)
-    found = {"y": y, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
-    return {name: a.astype(ms.float32).asnumpy() for name, a in found.items()}
+    (_, y), (dx, gradients) = step(x)
+    return (y, dx, *gradients)
+
+
+def _results(ms: Any, mode: Any, cell: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found = zip(("y", *GRADIENTS), _step(ms, mode, cell, arrays), strict=True)
+    return {name: a.astype(ms.float32).asnumpy() for name, a in found}
 
 
 def test_values_and_gradients(ms: Any, mode: Any) -> None:
@@ -108,6 +113,44 @@ def test_a_gradient_of_the_gradient(ms: Any) -> None:
     # The second derivative is symmetric: along a direction it is the change of the gradient.
     want = (gradient(x + step * direction) - gradient(x - step * direction)) / (2 * step)
     assert_close(got, want, 64 * EPSILON["float32"] * np.abs(want).max(), "second derivative")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_bias_of_a_dense_layer(ms: Any, mode: Any, precision: str) -> None:
+    """Value, gradients and their dtypes are MindSpore's, bit by bit."""
+    from alibi.norm import Dense
+
+    arrays, results = _inputs(), []
+    for cell in (Dense(WIDTH, WIDTH), ms.nn.Dense(WIDTH, WIDTH)):
+        for index, parameter in enumerate(cell.trainable_params()):
+            values = np.random.default_rng(index).standard_normal(parameter.shape)
+            parameter.set_data(ms.Tensor(values.astype(np.float32)))
+        if precision == "float16":
+            cell.to_float(ms.float16)
+        results.append(_step(ms, mode, cell, arrays))
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
+
+
+def test_no_slow_gradient_of_a_bias(ms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's own gradient of its last bias is what runs, unless it is told not to."""
+    from alibi import ALiBiConfig, ALiBiTransformerLayer, norm
+
+    calls: list[Any] = []
+    own = norm._BiasAdd.bprop
+
+    def counted(self, *args):  # type: ignore[no-untyped-def]
+        calls.append(args)
+        return own(self, *args)
+
+    monkeypatch.setattr(norm._BiasAdd, "bprop", counted)
+    for fused in (True, False):
+        calls.clear()
+        config = ALiBiConfig(d_model=WIDTH, num_heads=2, dropout=0.0, fused=fused)
+        layer = ALiBiTransformerLayer(config)
+        ms.grad(lambda x, layer=layer: layer(x).sum())(ms.Tensor(_inputs()["x"]))
+        assert len(calls) == fused
 
 
 @pytest.mark.parametrize("recompute", [False, True])
