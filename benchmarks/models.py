@@ -1,7 +1,8 @@
 """Whole models: the ALiBiTransformer as users train and run it, and one layer beside its parts.
 
 A training step is the forward, a mean squared loss and the gradients of the input and of every
-weight; no optimizer step, which is the same for all. Dropout is off, so that results compare.
+weight; no optimizer step, which is the same for all. Dropout is off, so that results compare. One
+layer beside its parts has no loss, as its parts have none: the gradient of its output is given.
 """
 
 from __future__ import annotations
@@ -138,7 +139,10 @@ def under_jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return ms.jit(function)
 
 
-def _mindspore(case: Case, inputs: Arrays, *, fused: bool, compiled: Compile | None) -> Prepared:
+def _mindspore(
+    case: Case, inputs: Arrays, *, fused: bool, compiled: Compile | None, given: bool = False
+) -> Prepared:
+    """The model; a training step with given=True starts from the gradient of the output."""
     import mindspore as ms
 
     model = _transformer(case, inputs, fused)
@@ -154,24 +158,44 @@ def _mindspore(case: Case, inputs: Arrays, *, fused: bool, compiled: Compile | N
         return model(x)
 
     call: Callable[..., Any] = inference
-    if case.mode == TRAINING:
+    arguments: tuple[Any, ...] = (x,)
+    if case.mode == TRAINING and given:
+        difference = model(x) - target
+        arguments = (x, difference * (2 / difference.size))
+        call = _from_gradient(inference, weights)
+    elif case.mode == TRAINING:
         call = ms.value_and_grad(loss, 0, weights=weights, has_aux=True)
     if compiled:
         call = compiled(call)
 
     def run() -> Any:
-        return finished(call(x))
+        return finished(call(*arguments))
 
     def outputs() -> Arrays:
         if case.mode != TRAINING:
             return {"out": run().asnumpy()}
-        (_, out), (dx, gradients) = run()
+        (*_, out), (dx, gradients) = run()
         arrays = {"out": out.asnumpy(), INPUT_GRADIENT: dx.asnumpy()}
         return arrays | {
             gradient_of(w.name): g.asnumpy() for w, g in zip(weights, gradients, strict=True)
         }
 
     return Prepared(run, outputs)
+
+
+def _from_gradient(forward: Callable[..., Any], weights: list[Any]) -> Callable[..., Any]:
+    """Of x and the gradient of forward(x): forward(x), and the gradients of x and the weights."""
+    import mindspore as ms
+
+    options = {"get_all": True, "get_by_list": True, "sens_param": True}
+    gradient = ms.ops.GradOperation(**options)(forward, ms.ParameterTuple(weights))
+
+    def training(x: ms.Tensor, dout: ms.Tensor) -> Any:
+        out = forward(x)  # first: the other way round MindSpore finds a cycle in the graph
+        (dx,), gradients = gradient(x, dout)
+        return (out,), (dx, gradients)
+
+    return training
 
 
 def _products(case: Case, inputs: Arrays) -> Prepared:
@@ -215,9 +239,15 @@ def _attention(case: Case, inputs: Arrays) -> Prepared:
 
 
 def _row(
-    name: str, kind: str, note: str, *, fused: bool = True, compiled: Compile | None = in_graph
+    name: str,
+    kind: str,
+    note: str,
+    *,
+    fused: bool = True,
+    compiled: Compile | None = in_graph,
+    given: bool = False,
 ) -> Provider:
-    prepare = partial(_mindspore, fused=fused, compiled=compiled)
+    prepare = partial(_mindspore, fused=fused, compiled=compiled, given=given)
     settling_calls = SETTLING_CALLS if compiled else 0
     return Provider(name, kind, "mindspore", prepare, lambda case: [], note, settling_calls)
 
@@ -229,8 +259,8 @@ PRODUCTS = "its matrix products alone (graph)"
 KERNEL = "its attention kernel alone"
 
 LAYER_PROVIDERS = [
-    _row(LAYER, "ours", "norms, projection, attention, GELU"),
-    _row(LAYER_UNDER_JIT, "ours", "the same function under ms.jit", compiled=under_jit),
+    _row(LAYER, "ours", "norms, projection, attention, GELU", given=True),
+    _row(LAYER_UNDER_JIT, "ours", "the same function under ms.jit", compiled=under_jit, given=True),
     Provider(
         PRODUCTS, "yardstick", "mindspore", _products, lambda case: [], "nn.Dense", SETTLING_CALLS
     ),

@@ -212,8 +212,9 @@ def layer_section(rows: list[Row]) -> list[str]:
     columns = ["layer", "its matrix products", "its attention kernel", "layer / sum of both"]
     columns += ["layer under ms.jit"]
     text = "Milliseconds; the rest of a layer is norms, GELU and residuals. Layer and products are"
-    more = "Cells in GRAPH_MODE; under `ms.jit` the caller waits in a loop for another thread."
-    return [text, more, "", *grid("", columns, lines)]
+    more = "Cells in GRAPH_MODE; under `ms.jit` the caller waits in a loop for another thread. In"
+    last = "training all of them start from the gradient of their output: there is no loss."
+    return [text, more, last, "", *grid("", columns, lines)]
 
 
 def layouts_section(rows: list[Row]) -> list[str]:
