@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from alibi_kernels import _cann, _library, contract, registry
+from alibi_kernels import _cann, _library, contract, layer_ops, registry
 
 _PACKAGES = ("alibi-kernels", "mindspore", "numpy", "ml_dtypes")
 # backend -> (tool that builds it, where else to look, how it states its version)
@@ -38,9 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TypeError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    print(f"\n{_call(signature)}")
-    for line in verdict.splitlines():
-        print(f"  {line}")
+    others = layer_ops.explain_dtype(options.dtype)
+    for title, text in (
+        (_call(signature), verdict),
+        (f"layer_norm and bias_gelu, {options.dtype}:", others),
+    ):
+        print(f"\n{title}", *text.splitlines(), sep="\n  ")
     return 0
 
 

@@ -127,6 +127,21 @@ def _kernels(op: str) -> str | None:
     return None
 
 
+def explain_dtype(dtype: str) -> str:
+    """What would run layer_norm and bias_gelu on tensors of a dtype; lines as of explain()."""
+    wanted = registry.environment_choice("layer_norm")
+    reasons = [*rows.cpu_library()[1], *rows.wrong_device("CPU")]
+    if dtype != "float32":
+        reasons.append(f"the tensors are {dtype}, and it takes float32")
+    if wanted not in (None, "cpu"):
+        state = f"not asked for (backend {wanted} is)"
+    elif reasons:
+        state = "cannot run it: " + "; ".join(reasons)
+    else:
+        return f"cpu: runs it, as {rows.describe_cpu()}\nMindSpore's operators: could run it too"
+    return f"cpu: {state}\nMindSpore's operators: run it"
+
+
 class _Planner(ms.constexpr(_plan, get_instance=False, check=False)):  # type: ignore[misc]
     """A compile-time constant in graphs, where the call operator below is not used."""
 

@@ -46,12 +46,12 @@ def cpu_library() -> tuple[_library.Library | None, list[str]]:
 
 
 def cpu_reasons(signature: Signature) -> list[str]:
-    return [*cpu_library()[1], *_wrong_device("CPU"), *_wide_heads(signature)]
+    return [*cpu_library()[1], *wrong_device("CPU"), *_wide_heads(signature)]
 
 
 def cuda_reasons(signature: Signature) -> list[str]:
     library, reasons = _load("cuda")
-    reasons += _wrong_device("GPU")
+    reasons += wrong_device("GPU")
     if library is not None and not reasons:
         # Asked only where MindSpore uses a GPU: the question starts the driver.
         error = _library.device_error(library, DTYPES.index(signature.dtype))
@@ -60,7 +60,7 @@ def cuda_reasons(signature: Signature) -> list[str]:
 
 
 def ascend_reasons(signature: Signature) -> list[str]:
-    reasons = [*_wrong_device("Ascend"), *_op_reasons(ascend.PAIRS[signature.op])]
+    reasons = [*wrong_device("Ascend"), *_op_reasons(ascend.PAIRS[signature.op])]
     reasons += [*_ascend_reasons(signature), *_wide_heads(signature)]
     heads, dim = signature.heads_q or 0, signature.head_dim or 0
     if signature.input_layout == "BSND" and heads * dim > _MAX_ROW_STRIDE:
@@ -80,7 +80,7 @@ def ascend_builtin_reasons(signature: Signature) -> list[str]:
         (s.bias != "symmetric", f'bias is "{s.bias}", and it knows "symmetric" only'),
         (s.len_q != s.len_k, f"q has length {s.len_q} and k {s.len_k}, and it needs them equal"),
     )
-    reasons = _wrong_device("Ascend") + [text for holds, text in against if holds]
+    reasons = wrong_device("Ascend") + [text for holds, text in against if holds]
     reasons += _ascend_reasons(signature)
     for name, (largest, multiple) in _BUILTIN_SIZES.items():
         size = getattr(signature, name) or 0
@@ -98,7 +98,8 @@ def _load(name: str) -> tuple[_library.Library | None, list[str]]:
         return None, [str(error)]
 
 
-def _wrong_device(device: str) -> list[str]:
+def wrong_device(device: str) -> list[str]:
+    """Why kernels for a device cannot run where MindSpore runs operators."""
     target = device_target()
     return [] if target == device else [f"it runs on device {device}, but the device is {target}"]
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "registry": {"contract", "custom", "rows"},
     "ops": {"contract", "registry"},
     "layer_ops": {"contract", "layer_contract", "custom", "rows", "registry", "_library"},
-    "info": {"contract", "registry", "_library", "_cann", "native"},
+    "info": {"contract", "layer_ops", "registry", "_library", "_cann", "native"},
 }
 # Modules that work where MindSpore is not installed, and what else they may not import.
 WITHOUT_MINDSPORE = {

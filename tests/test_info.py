@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import alibi_kernels
 from alibi_kernels import _library, info
 from tests.custom_tools import run_python
 
@@ -43,6 +44,41 @@ def test_libraries_and_what_would_run(
         "alibi_attention, float16, q [1, 8, 512, 32], k [1, 8, 512, 32], causal, symmetric:" in text
     )
     assert f"  cpu: runs it, as cpu-{library.build['selected']}" in text
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize(
+    ("dtype", "wanted", "state"),
+    [
+        ("float32", "", "runs it, as cpu-"),
+        ("float32", "cpu", "runs it, as cpu-"),
+        ("float32", "reference", "not asked for (backend reference is)"),
+        ("float16", "", "cannot run it: the tensors are float16, and it takes float32"),
+    ],
+)
+def test_what_runs_the_other_operators_of_a_layer(
+    ms: Any,
+    backend: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kernel_calls: list[str],
+    dtype: str,
+    wanted: str,
+    state: str,
+) -> None:
+    """The report says what a call does."""
+    monkeypatch.setenv("ALIBI_BACKEND", wanted)
+    assert info.main(["--shape", "1,8,512,32", "--dtype", dtype]) == 0
+    _, text = capsys.readouterr().out.split(f"layer_norm and bias_gelu, {dtype}:\n")
+    ours, theirs = text.splitlines()
+    assert ours.startswith(f"  cpu: {state}")
+    runs = "runs it" in ours
+    assert theirs == f"  MindSpore's operators: {'could run it too' if runs else 'run it'}"
+
+    x = ms.ops.zeros((2, 4), getattr(ms, dtype))
+    alibi_kernels.layer_norm(x, x[0], x[0])
+    alibi_kernels.bias_gelu(x, x[0])
+    assert kernel_calls == (["AlibiLayerNormFwd", "AlibiBiasGeluFwd"] if runs else [])
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
