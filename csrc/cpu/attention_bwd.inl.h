@@ -103,8 +103,9 @@ bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile
   const AlibiAttentionBwdArgs& a = call.args;
   const AlibiProblem& p = a.problem;
   const int dim = static_cast<int>(p.head_dim), padded = round_up(dim, V::kWidth);
-  copy_float_rows<V>(head_view(a.dout, p.dtype, b, h), rows.row0, rows.rows, dim, w.dout);
-  copy_float_rows<V>(head_view(a.out, p.dtype, b, h), rows.row0, rows.rows, dim, w.out);
+  copy_float_rows<V>(head_view(a.dout, p.dtype, b, h), rows.row0, rows.rows, dim, w.dout,
+                     kRowsAhead);
+  copy_float_rows<V>(head_view(a.out, p.dtype, b, h), rows.row0, rows.rows, dim, w.out, kRowsAhead);
   bool any = false;
   for (int i = 0; i < kRows<V>; ++i) {
     w.lse2[i] = __builtin_inff();
@@ -359,6 +360,12 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     dout.pair(rows.rows, padded_);
   }
 
+  void fetch_rows(int64_t h, const HeadView& sum, int64_t begin, int64_t end, int64_t groups) {
+    fetch_.begin(head_view(args_.q, problem_.dtype, b_, h),
+                 head_view(args_.dout, problem_.dtype, b_, h), sum, begin, end - begin, dim_,
+                 groups);
+  }
+
   // P^T and dS^T of a tile. On a causal diagonal, row vectors wholly before a group of keys are
   // left out.
   void compute_tile(const RowTile& rows, const KeyTile& tile) {
@@ -368,6 +375,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     if (!tile.diagonal) fill_ramp<V>(bias, tile.count, factor, own_.ramp);
     const int ahead = static_cast<int>(rows.pos0 - tile.begin);  // small where it is used
     for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
+      fetch_.step();
       const int first = masked ? (k0 - ahead) / V::kWidth : 0;
       const Group group{this->key_offset(tile.begin + k0), k0, first * V::kWidth};
       with_count<V::kRowVecs>(rows.vecs - first, [&](auto n) {
@@ -496,6 +504,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   }
 
   AttentionScratch<V> own_;
+  RowFetch fetch_;
 };
 
 template <class V>

@@ -9,6 +9,7 @@
 //
 //   load_keys(), store_keys()       its own tensors of the chunk, if any
 //   load_rows(rows, head, h)        q, and whatever dS needs of a tile of rows
+//   fetch_rows(h, sum, begin, end, groups)   may have rows that come next fetched; dq's go to `sum`
 //   compute_tile(rows, tile)        dS^T of one tile
 //   add_strip(...)                  its own gradients, for keys that the same row vectors see
 #ifndef ALIBI_CPU_CHUNK_WORK_INL_H_
@@ -220,7 +221,7 @@ class ChunkWork {
     if (seen.empty()) return;
     copy_operand_rows<V>(head_view(tensor, problem_.dtype, b_, kv_head_), seen.begin,
                          static_cast<int>(seen.end - seen.begin), dim_,
-                         dst + key_offset(seen.begin));
+                         dst + key_offset(seen.begin), kRowsAhead);
     memset(dst + key_offset(seen.end), 0, sizeof(*dst) * V::kKeys * padded_);
   }
   void clear_keys(float* dst) const {
@@ -274,18 +275,22 @@ class ChunkWork {
     if (keys.empty()) return;
     const RowTile rows =
         make_row_tile<V>(problem_, span_of(problem_, args_.spans, b_), args_.slopes[h], t);
+    const HeadView dq = head_view(args_.dq, problem_.dtype, b_, h);
+    HeadView sum = dq;
+    if (call_.dq_sum != nullptr) {
+      sum = {call_.dq_sum + head * problem_.len_q * dim_, dim_, ALIBI_FLOAT32};
+    }
     self().load_rows(rows, head, h);
+    const PreparedTile* tile = &call_.tiles[head * call_.row_tiles + t];
+    const bool more = t > 0 && !intersect(tile[-1].keys, chunk_).empty();
+    self().fetch_rows(h, sum, more ? max_int64(0, rows.row0 - kRows<V>) : rows.row0, rows.row0,
+                      divide_up(keys.end - keys.begin, V::kKeys));
     memset(w_.dq_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
     const bool linear = problem_.bias == ALIBI_SIGNED && problem_.causal == 0;
     visit_run(rows, intersect(rows.left, keys), false, rows.slope2, 1.0f);
     visit_run(rows, intersect(rows.diagonal, keys), true, -rows.slope2, -1.0f);
     visit_run(rows, intersect(rows.right, keys), false, rows.right_gradient, linear ? 1.0f : -1.0f);
 
-    const HeadView dq = head_view(args_.dq, problem_.dtype, b_, h);
-    HeadView sum = dq;
-    if (call_.dq_sum != nullptr) {
-      sum = {call_.dq_sum + head * problem_.len_q * dim_, dim_, ALIBI_FLOAT32};
-    }
     const bool first = visited.begin >= chunk_.begin, last = visited.end <= chunk_.end;
     if (!first) call_.turns.wait(unit_, item);
     add_share<V>(w_.dq_t, problem_.scale, rows.rows, dim_, {sum, dq, first, last}, rows.row0);

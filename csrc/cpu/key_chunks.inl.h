@@ -83,15 +83,16 @@ class Turns {
   int64_t heads_;
 };
 
-// As float32, or as operands.
+// As float32, or as operands; rows that nobody has asked for look `ahead`.
 template <class V>
-void copy_float_rows(const HeadView& head, int64_t s, int n, int dim, float* dst) {
-  with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst); });
+void copy_float_rows(const HeadView& head, int64_t s, int n, int dim, float* dst, int ahead) {
+  with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst, ahead); });
 }
 template <class V>
-void copy_operand_rows(const HeadView& head, int64_t s, int n, int dim, Element<V>* dst) {
+void copy_operand_rows(const HeadView& head, int64_t s, int n, int dim, Element<V>* dst,
+                       int ahead = 0) {
   with_operand_row<V>(head, s,
-                      [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst); });
+                      [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst, ahead); });
 }
 
 // head[s + i][d] = 0 for i < n.
@@ -151,6 +152,7 @@ void store_rows(const float* src, float factor, int64_t n, int dim, const HeadVi
   const typename V::Reg scale = V::set1(factor);
   with_row(head, s, [&](auto* dst) {
     for (int64_t i = 0; i < n; ++i, dst += head.stride, src += padded) {
+      if (head.stride != dim) prefetch_row<1, 3>(dst + kRowsAhead * head.stride, dim);
       for (int d = 0; d < dim; d += V::kWidth) {
         V::store_first(dst + d, V::mul(scale, V::load(src + d)), min_int(V::kWidth, dim - d));
       }

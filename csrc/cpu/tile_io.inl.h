@@ -55,20 +55,54 @@ ALIBI_INLINE int64_t min_int64(int64_t a, int64_t b) { return a < b ? a : b; }
 ALIBI_INLINE int64_t max_int64(int64_t a, int64_t b) { return a > b ? a : b; }
 ALIBI_INLINE int min_int(int a, int64_t b) { return b < a ? static_cast<int>(b) : a; }
 
-// Has rows [s, s + n) of a head fetched, to be read (kWrite = 0) or written (1): into the second-level
-// cache, because the first is full of what is worked on.
+// Has a row of elements fetched, to be read (kWrite = 0) or written (1). It need not begin at a line.
+template <int kWrite, int kLocality, class T>
+ALIBI_INLINE void prefetch_row(const T* row, int dim) {
+  constexpr int64_t kLine = 64;
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const int64_t last = static_cast<int64_t>(sizeof(T)) * dim - 1;
+  for (int64_t b = 0; b < last; b += kLine) __builtin_prefetch(bytes + b, kWrite, kLocality);
+  __builtin_prefetch(bytes + last, kWrite, kLocality);
+}
+
+// The same for rows [s, s + n) of a head: into the second-level cache, because the first is full of
+// what is worked on.
 template <int kWrite>
 void prefetch_rows(const HeadView& head, int64_t s, int n, int dim) {
-  constexpr int64_t kLine = 64;
   with_row(head, s, [&](const auto* row) {
-    const int64_t bytes = static_cast<int64_t>(sizeof(*row)) * dim;
-    for (int i = 0; i < n; ++i, row += head.stride) {
-      for (int64_t b = 0; b < bytes; b += kLine) {
-        __builtin_prefetch(reinterpret_cast<const char*>(row) + b, kWrite, 2);
-      }
-    }
+    for (int i = 0; i < n; ++i, row += head.stride) prefetch_row<kWrite, 2>(row, dim);
   });
 }
+
+// Rows that are needed soon, asked for a few at a time while something else is computed. Where each
+// row lies in another page no hardware sees them coming; and of many requests at once a CPU may drop
+// those that find no place to wait in, requests for the second-level cache first.
+class RowFetch {
+ public:
+  // Rows [s, s + n) of two heads that will be read and of one that will be written, in so many steps.
+  void begin(const HeadView& a, const HeadView& b, const HeadView& written, int64_t s, int64_t n,
+             int dim, int64_t steps) {
+    a_ = a, b_ = b, written_ = written, next_ = s, end_ = s + n, dim_ = dim;
+    rows_ = steps > 0 ? (n + steps - 1) / steps : 0;
+  }
+  void step() {
+    const int64_t end = min_int64(end_, next_ + rows_);
+    for (; next_ < end; ++next_) {
+      with_row(a_, next_, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
+      with_row(b_, next_, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
+      with_row(written_, next_, [&](const auto* row) { prefetch_row<1, 3>(row, dim_); });
+    }
+  }
+
+ private:
+  HeadView a_{}, b_{}, written_{};
+  int64_t next_ = 0, end_ = 0, rows_ = 0;  // rows_: in a step
+  int dim_ = 0;
+};
+
+// How many rows ahead copies and stores ask for rows that lie apart and that nobody has asked for.
+// The place need not exist: a prefetch never faults.
+constexpr int kRowsAhead = 8;
 
 // Rows [s, s + n) of a head, either in place or in scratch: one row of elements each (keys), or one
 // row of lanes for kTerms of them (values).
@@ -89,11 +123,12 @@ constexpr int64_t row_scratch(int rows, int dim) {
 }
 
 // Rows of dim rounded up to kWidth and, behind the last one, rows up to a multiple of kKeys are
-// padded with zeros. U: float, or elements as they are.
+// padded with zeros. U: float, or elements as they are. ahead: rows that are asked for meanwhile.
 template <class V, class T, class U>
-void copy_rows(const T* src, int64_t stride, int n, int dim, U* dst) {
+void copy_rows(const T* src, int64_t stride, int n, int dim, U* dst, int ahead = 0) {
   const int padded = round_up(dim, V::kWidth);
   for (int j = 0; j < n; ++j, src += stride, dst += padded) {
+    if (ahead > 0 && stride != dim) prefetch_row<0, 3>(src + ahead * stride, dim);
     int d = 0;
     for (; d + V::kWidth <= dim; d += V::kWidth) Operands<V>::copy(src + d, V::kWidth, dst + d);
     if (d < dim) Operands<V>::copy(src + d, dim - d, dst + d);
