@@ -83,6 +83,37 @@ struct DecodeKeys {
   int64_t chunks() const { return near.empty() ? 0 : 1 + left_chunks + right_chunks; }
 };
 
+// The order in which the heads take their turns. Norms that are kept leave a head with a gentle slope
+// many keys and one with a steep slope few, so the gentle ones come first, of the whole batch.
+class DecodeOrder {
+ public:
+  DecodeOrder(const AlibiProblem& p, const float* slopes)
+      : batch_(p.batch), heads_(p.heads_kv), buffer_(2 * sizeof(float) * p.heads_kv) {
+    sorted_ = prunable(p) && allocated();
+    if (!sorted_) return;
+    const int64_t group = p.heads_q / p.heads_kv;
+    float* gentlest = buffer_.floats();
+    for (int64_t h = 0; h < p.heads_q; ++h) {
+      float& least = gentlest[h / group];
+      if (h % group == 0 || slopes[h] < least) least = slopes[h];
+    }
+    order_heads(gentlest, heads_, heads());
+  }
+  bool allocated() const { return buffer_.data() != nullptr; }
+
+  // Of batch * heads_kv.
+  int64_t head(int64_t turn) const {
+    return sorted_ ? turn % batch_ * heads_ + heads()[turn / batch_] : turn;
+  }
+
+ private:
+  int32_t* heads() const { return reinterpret_cast<int32_t*>(buffer_.floats() + heads_); }
+
+  int64_t batch_, heads_;
+  Buffer buffer_;
+  bool sorted_;
+};
+
 template <class V>
 struct DecodeCall {
   static_assert(kDecodeRows <= kRows<V>, "the rows of a head are one tile of geometry.h");
@@ -93,10 +124,12 @@ struct DecodeCall {
   int block;  // keys of a block
   bool prune;
   const KeyNormTable<V>& norms;
+  const DecodeOrder& order;
   float* parts;                  // [B * Hkv, chunks, rows] of part_floats()
   int64_t first = 0, count = 0;  // the chunks of this round: [first, first + count)
 
-  DecodeCall(const AlibiAttentionFwdArgs& a, const KeyNormTable<V>& key_norms)
+  DecodeCall(const AlibiAttentionFwdArgs& a, const KeyNormTable<V>& key_norms,
+             const DecodeOrder& turns)
       : args(a),
         group(a.problem.heads_q / a.problem.heads_kv),
         rows(group * a.problem.len_q),
@@ -105,6 +138,7 @@ struct DecodeCall {
         block(block_keys(a.problem)),
         prune(prunable(a.problem)),
         norms(key_norms),
+        order(turns),
         parts(nullptr) {
     const AlibiProblem& p = a.problem;
     const int64_t even = p.batch * p.heads_kv * p.len_k / kDecodeUnits;
@@ -395,7 +429,9 @@ class DecodeUnit {
 template <class V, int kMost>
 void decode_unit(const void* context, int64_t index, float* scratch) {
   const auto& call = *static_cast<const DecodeCall<V>*>(context);
-  DecodeUnit<V, kMost>(call, index / call.count, call.first + index % call.count, scratch).run();
+  const int64_t head = call.order.head(index / call.count);
+  if (call.prune && call.first == 0) call.norms.fill_one(head);
+  DecodeUnit<V, kMost>(call, head, call.first + index % call.count, scratch).run();
 }
 
 // out and lse of the rows of one key head, from their parts.
@@ -444,10 +480,10 @@ void combine_parts(const void* context, int64_t head, float* o) {
 template <class V>
 int32_t decode_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const AlibiProblem& p = a.problem;
-  KeyNormTable<V> norms(p, a.k, a.spans, a.key_norms, a.key_norms != nullptr);
-  const int32_t filled = norms.fill(threads);
-  if (filled != ALIBI_OK) return filled;
-  DecodeCall<V> call(a, norms);
+  const KeyNormTable<V> norms(p, a.k, a.spans, a.key_norms, a.key_norms != nullptr);
+  const DecodeOrder order(p, a.slopes);
+  if (!norms.allocated() || !order.allocated()) return ALIBI_OUT_OF_MEMORY;
+  DecodeCall<V> call(a, norms, order);
   const int64_t heads = call.heads();
   const Buffer parts(sizeof(float) * heads * call.chunks * call.rows * call.part_floats());
   if (parts.data() == nullptr) return ALIBI_OUT_OF_MEMORY;

@@ -100,6 +100,32 @@ ALIBI_INLINE float enlarged_kept_norm(float norm) {
   return norm >= 0.0f ? (norm + kRootOfFloor) * kNormFactor : __builtin_inff();
 }
 
+// dst[i] = the largest of 0 and x[0 .. i]. Each maximum waits for the one before, so parts of x take
+// turns; what lies before a part is added in a second sweep.
+ALIBI_INLINE void running_maxima(const float* x, int64_t n, float* dst) {
+  constexpr int kParts = 8;
+  const int64_t part = n / kParts;
+  float largest[kParts] = {};
+  for (int64_t i = 0; i < part; ++i) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; ++p) {
+      const float next = x[p * part + i];
+      largest[p] = next > largest[p] ? next : largest[p];
+      dst[p * part + i] = largest[p];
+    }
+  }
+  float before = largest[0];
+  for (int p = 1; p < kParts; ++p) {
+    float* begin = dst + p * part;
+    for (int64_t i = 0; i < part; ++i) begin[i] = begin[i] > before ? begin[i] : before;
+    before = largest[p] > before ? largest[p] : before;
+  }
+  for (int64_t i = kParts * part; i < n; ++i) {
+    before = x[i] > before ? x[i] : before;
+    dst[i] = before;
+  }
+}
+
 // Fills prefix[blocks] and, where there are keys on both sides, suffix[blocks] (adjacent) for the
 // keys [kv_start, kv_end) of one head, from its keys or from the norms that the caller keeps,
 // [blocks]. A decode step that is pruned by norms kept does little else, so this is not to be slow.
@@ -118,12 +144,8 @@ void fill_key_norms(const HeadView& k, const float* kept, const Span& span, int 
       suffix[t] = enlarged_norm(largest_square<V>(k, begin, end, dim));
     }
   }
+  running_maxima(suffix, blocks, prefix);
   float largest = 0.0f;
-  for (int64_t t = 0; t < blocks; ++t) {
-    largest = suffix[t] > largest ? suffix[t] : largest;
-    prefix[t] = largest;
-  }
-  largest = 0.0f;
   for (int64_t t = blocks - 1; both_sides && t >= 0; --t) {
     largest = suffix[t] > largest ? suffix[t] : largest;
     suffix[t] = largest;
@@ -146,11 +168,16 @@ class KeyNormTable {
 
   int32_t fill(int threads) {
     if (!wanted_) return ALIBI_OK;
-    if (buffer_.data() == nullptr) return ALIBI_OUT_OF_MEMORY;
+    if (!allocated()) return ALIBI_OUT_OF_MEMORY;
     const int64_t heads = problem_.batch * problem_.heads_kv;
     const double flops =
         2.0 * heads * (kept_ == nullptr ? problem_.len_k * problem_.head_dim : blocks_);
     return run_items(heads, threads, flops, 0, &KeyNormTable::fill_head, this);
+  }
+  // For callers that fill in one head (of batch * heads_kv) after another themselves.
+  bool allocated() const { return buffer_.data() != nullptr; }
+  void fill_one(int64_t head) const {
+    if (wanted_) fill_head(this, head, nullptr);
   }
 
   KeyNorms head(int64_t b, int64_t h) const {
