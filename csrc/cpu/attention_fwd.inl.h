@@ -178,14 +178,16 @@ CopiedHead<V> copy_head(const FwdCall<V>& call, const RowItem& item, int64_t las
   const int64_t hidden = (call.groups - 1 - last) * call.group * kRows<V>;
   const int count = static_cast<int>(p.len_k - first - (p.causal != 0 ? hidden : 0));
   const int64_t padded = round_up(dim, V::kWidth);
-  with_operand_row<V>(
-      k, first, [&](const auto* src) { copy_rows<V>(src, k.stride, count, dim, w.head_keys); });
+  with_operand_row<V>(k, first, [&](const auto* src) {
+    copy_rows<V>(src, k.stride, count, dim, w.head_keys, kRowsAhead);
+  });
   if constexpr (kTerms<V> > 1) {
     const auto* src = static_cast<const Element<V>*>(v.data) + first * v.stride;
     pair_rows<V>(src, v.stride, count, dim, w.head_values);
   } else {
-    with_row(v, first,
-             [&](const auto* src) { copy_rows<V>(src, v.stride, count, dim, w.head_values); });
+    with_row(v, first, [&](const auto* src) {
+      copy_rows<V>(src, v.stride, count, dim, w.head_values, kRowsAhead);
+    });
   }
   return {first, {w.head_keys, padded}, {w.head_values, padded}};
 }
