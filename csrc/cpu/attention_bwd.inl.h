@@ -176,7 +176,8 @@ class FarEnd {
     if (!rows_negligible<N>(weight, factor)) return false;
     const KeyRows<V> keys = load_keys<V>(k_, tile.begin, tile.count, dim_, w_.keys);
     fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(scale2_), w_.ramp);
-    weigh_tile<V, N>(w_.q_t, keys, tile.count, dim_, scale2_, w_.ramp, off, weight, w_.p_t);
+    RowFetch none;
+    weigh_tile<V, N>(w_.q_t, keys, tile.count, dim_, scale2_, w_.ramp, off, weight, w_.p_t, none);
     if (!rows_negligible<N>(weight, factor) || !columns_negligible<N>(tile.count, column_ / most)) {
       return false;
     }
@@ -361,9 +362,10 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   }
 
   void fetch_rows(int64_t h, const HeadView& sum, int64_t begin, int64_t end, int64_t groups) {
-    fetch_.begin(head_view(args_.q, problem_.dtype, b_, h),
-                 head_view(args_.dout, problem_.dtype, b_, h), sum, begin, end - begin, dim_,
-                 groups);
+    const int32_t dtype = problem_.dtype;
+    fetch_.begin(from_row(head_view(args_.q, dtype, b_, h), begin),
+                 from_row(head_view(args_.dout, dtype, b_, h), begin), from_row(sum, begin),
+                 end - begin, dim_, groups);
   }
 
   // P^T and dS^T of a tile. On a causal diagonal, row vectors wholly before a group of keys are

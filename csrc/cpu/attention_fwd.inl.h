@@ -215,8 +215,7 @@ class FwdItem {
         p_(call.args.problem),
         w_(scratch),
         copied_(copied),
-        dim_(static_cast<int>(p_.head_dim)),
-        group_(call.group) {
+        dim_(static_cast<int>(p_.head_dim)) {
     const int64_t end = row_tiles<V>(p_) - (call.groups - 1 - item.tile) * call.group;
     head_ = item.head;
     batch_ = item.batch;
@@ -230,8 +229,9 @@ class FwdItem {
   }
 
   void run() {
+    for (int g = 0; g < count_; ++g) start_rows(g);
+    fetch_rows();
     for (int g = 0; g < count_; ++g) {
-      start_rows(g);
       const RowTile& rows = tiles_[g].rows;
       if (!rows.diagonal.empty()) {
         LoadedTile<V> loaded = load(rows.diagonal);
@@ -282,11 +282,6 @@ class FwdItem {
     clamp_rows<V>(span, &t.rows);
     const int64_t row0 = t.rows.row0;
     load_transposed<V>(query_view(args_.q), row0, t.rows.rows, dim_, scale2(), w.q_t);
-    // The rows of out are written last; those of q that the next item most likely reads lie before
-    // these. Both are on their way meanwhile.
-    prefetch_rows<1>(query_view(args_.out), row0, t.rows.rows, dim_);
-    const int64_t next = max_int64(0, row0 - group_ * kRows<V>);
-    prefetch_rows<0>(query_view(args_.q), next, min_int(kRows<V>, row0 - next), dim_);
     memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
     for (int i = 0; i < kRows<V>; ++i) {
       w.row_max[i] = -FLT_MAX;
@@ -294,6 +289,20 @@ class FwdItem {
     }
     t.prune = PruneTest<V>(p_, norms_, slope_, t.rows, w.q_t, w.q_norm);
     t.visited = 0;
+  }
+
+  // The rows of out are written last; those of q that the next item most likely reads lie before
+  // these. Both are on their way meanwhile.
+  void fetch_rows() {
+    const int64_t row0 = tiles_[0].rows.row0;
+    int64_t rows = 0, groups = 0;
+    for (int g = 0; g < count_; ++g) {
+      const RowTile& t = tiles_[g].rows;
+      rows += t.rows;
+      groups += (t.left.end - t.left.begin + t.right.end - t.right.begin) / V::kKeys;
+    }
+    fetch_.begin(from_row(query_view(args_.q), max_int64(0, row0 - rows)), {},
+                 from_row(query_view(args_.out), row0), rows, dim_, groups);
   }
 
   // The keys on one side of the diagonal: each row tile by itself up to where the last one begins,
@@ -400,7 +409,8 @@ class FwdItem {
         const Reg row = row_positions<V>(rows, lane);
         off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w.row_max + lane));
       }
-      weigh_tile<V, N>(w.q_t, loaded.keys, tile.count, dim_, scale2(), w_.ramp, off, l, w_.p_t);
+      weigh_tile<V, N>(w.q_t, loaded.keys, tile.count, dim_, scale2(), w_.ramp, off, l, w_.p_t,
+                       fetch_);
       if (t.prune.enabled() && drop<N>(w, l)) return;
       bool outgrown = false;
       for (int v = 0; v < N; ++v) {
@@ -484,13 +494,13 @@ class FwdItem {
   const FwdScratch<V>& w_;
   const CopiedHead<V>& copied_;
   const int dim_;
-  const int64_t group_;
   int64_t batch_, head_, first_tile_;
   int count_;  // tiles
   HeadView k_, v_;
   KeyNorms norms_;
   float slope_;
   FwdTile<V> tiles_[kRowGroup] = {};
+  RowFetch fetch_;
 };
 
 // A run of items, head by head.

@@ -93,6 +93,20 @@ int32_t run_together(int64_t count, int64_t together, int threads, double flops,
   return failed.load() && !queue.empty() ? ALIBI_OUT_OF_MEMORY : ALIBI_OK;
 }
 
+int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats, WorkItem item,
+                  const void* context) noexcept {
+  struct Each {
+    WorkItem item;
+    const void* context;
+  };
+  const Each each{item, context};
+  const WorkRun run = [](const void* c, int64_t begin, int64_t end, float* scratch) {
+    const auto& e = *static_cast<const Each*>(c);
+    for (int64_t i = begin; i < end; ++i) e.item(e.context, i, scratch);
+  };
+  return run_together(count, 1, threads, flops, scratch_floats, run, &each);
+}
+
 int default_threads() noexcept { return omp_get_max_threads(); }
 
 Buffer::Buffer(size_t bytes) noexcept : data_(allocate(bytes)) {}

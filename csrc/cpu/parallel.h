@@ -23,19 +23,8 @@ int32_t run_together(int64_t count, int64_t together, int threads, double flops,
                      size_t scratch_floats, WorkRun run, const void* context) noexcept;
 
 // The same one by one.
-inline int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats,
-                         WorkItem item, const void* context) noexcept {
-  struct Each {
-    WorkItem item;
-    const void* context;
-  };
-  const Each each{item, context};
-  const WorkRun run = [](const void* c, int64_t begin, int64_t end, float* scratch) {
-    const auto& e = *static_cast<const Each*>(c);
-    for (int64_t i = begin; i < end; ++i) e.item(e.context, i, scratch);
-  };
-  return run_together(count, 1, threads, flops, scratch_floats, run, &each);
-}
+int32_t run_items(int64_t count, int threads, double flops, size_t scratch_floats, WorkItem item,
+                  const void* context) noexcept;
 
 // The number of threads OpenMP would use by itself.
 int default_threads() noexcept;

@@ -36,14 +36,15 @@ ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0
   dot_keys<V, N>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
 }
 
-// P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums.
+// P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums; rows of `fetch` come meanwhile.
 template <class V, int N>
 void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
                 const float* ramp, const typename V::Reg (&off)[N], typename V::Reg (&l)[N],
-                Lane<V>* p_t) {
+                Lane<V>* p_t, RowFetch& fetch) {
   const typename V::Reg factor = V::set1(scale2);
   for (int v = 0; v < N; ++v) l[v] = V::zero();
   for (int k0 = 0; k0 < count; k0 += V::kKeys) {
+    fetch.step();
     Acc<V, N> acc;
     score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
 #pragma GCC unroll 8

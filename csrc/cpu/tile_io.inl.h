@@ -27,6 +27,13 @@ ALIBI_INLINE HeadView head_view(const AlibiTensor& t, int32_t dtype, int64_t b, 
   return {static_cast<char*>(t.data) + offset, t.stride_s, dtype};
 }
 
+// The same head from row s on.
+ALIBI_INLINE HeadView from_row(HeadView head, int64_t s) {
+  const int64_t size = head.dtype == ALIBI_FLOAT32 ? 4 : 2;
+  head.data = static_cast<char*>(head.data) + s * head.stride * size;
+  return head;
+}
+
 // Calls f(pointer to row s with its element type).
 template <class F>
 ALIBI_INLINE void with_row(const HeadView& head, int64_t s, F&& f) {
@@ -65,31 +72,25 @@ ALIBI_INLINE void prefetch_row(const T* row, int dim) {
   __builtin_prefetch(bytes + last, kWrite, kLocality);
 }
 
-// The same for rows [s, s + n) of a head: into the second-level cache, because the first is full of
-// what is worked on.
-template <int kWrite>
-void prefetch_rows(const HeadView& head, int64_t s, int n, int dim) {
-  with_row(head, s, [&](const auto* row) {
-    for (int i = 0; i < n; ++i, row += head.stride) prefetch_row<kWrite, 2>(row, dim);
-  });
-}
-
 // Rows that are needed soon, asked for a few at a time while something else is computed. Where each
 // row lies in another page no hardware sees them coming; and of many requests at once a CPU may drop
 // those that find no place to wait in, requests for the second-level cache first.
 class RowFetch {
  public:
-  // Rows [s, s + n) of two heads that will be read and of one that will be written, in so many steps.
-  void begin(const HeadView& a, const HeadView& b, const HeadView& written, int64_t s, int64_t n,
-             int dim, int64_t steps) {
-    a_ = a, b_ = b, written_ = written, next_ = s, end_ = s + n, dim_ = dim;
+  // The first n rows of two heads that will be read and of one that will be written, in so many steps.
+  // A head without data is left out.
+  void begin(const HeadView& a, const HeadView& b, const HeadView& written, int64_t n, int dim,
+             int64_t steps) {
+    a_ = a, b_ = b, written_ = written, next_ = 0, end_ = n, dim_ = dim;
     rows_ = steps > 0 ? (n + steps - 1) / steps : 0;
   }
   void step() {
     const int64_t end = min_int64(end_, next_ + rows_);
     for (; next_ < end; ++next_) {
       with_row(a_, next_, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
-      with_row(b_, next_, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
+      if (b_.data != nullptr) {
+        with_row(b_, next_, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
+      }
       with_row(written_, next_, [&](const auto* row) { prefetch_row<1, 3>(row, dim_); });
     }
   }
