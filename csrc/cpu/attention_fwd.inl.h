@@ -538,9 +538,11 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const FwdCall<V> call{a, norms, order, group, divide_up(row_tiles<V>(p), group), kept};
   const FwdScratch<V> layout(nullptr, static_cast<int>(p.head_dim), kept);
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
-  // A thread that has the rows of a head to itself is the only one to fetch its keys and values; not
-  // where spans make the heads differ.
-  const int64_t together = a.spans == nullptr && head_fits<V>(p) ? call.groups : 1;
+  // A thread that has the rows of a head to itself is the only one to fetch its keys and values, and
+  // that has the heads of a batch item, which may share lines of the cache, the only one to write them.
+  // Not where spans make the heads differ.
+  const bool alike = a.spans == nullptr && head_fits<V>(p);
+  const int64_t together = !alike ? 1 : p.prune != 0 ? call.groups : call.groups * p.heads_q;
   return run_together(p.batch * p.heads_q * call.groups, together, threads,
                       4.0 * pairs * p.head_dim, layout.floats, &attention_fwd_run<V>, &call);
 }
