@@ -510,9 +510,11 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
 };
 
 template <class V>
-void attention_chunk(const void* context, int64_t unit, float* scratch) {
+void attention_chunks(const void* context, int64_t begin, int64_t end, float* scratch) {
   const auto& call = *static_cast<const AttentionBwdCall<V>*>(context);
-  AttentionChunk<V>(call.chunks, unit, scratch).run();
+  for (int64_t unit = begin; unit < end; ++unit) {
+    AttentionChunk<V>(call.chunks, unit, scratch).run();
+  }
 }
 
 template <class V>
@@ -530,8 +532,9 @@ int32_t attention_bwd(const AlibiAttentionBwdArgs& a, int threads) {
   status = run_items(p.batch * p.heads_q * call.chunks.row_tiles, threads, 4.0 * rows * dim,
                      PrepareScratch<V>(nullptr, dim).floats, &prepare_rows<V>, &call);
   if (status != ALIBI_OK) return status;
-  status = run_items(chunks.units(), threads, 10.0 * rows * p.len_k * dim,
-                     attention_scratch_floats<V>(dim, chunks.keys), &attention_chunk<V>, &call);
+  status =
+      run_together(chunks.units(), chunks.together(threads), threads, 10.0 * rows * p.len_k * dim,
+                   attention_scratch_floats<V>(dim, chunks.keys), &attention_chunks<V>, &call);
   if (status == ALIBI_OK && a.dslopes != nullptr) sum_dslopes(call.chunks);
   return status;
 }

@@ -46,6 +46,11 @@ struct KeyChunks {
   // The head (batch * heads_kv + key head) and the chunk of a unit.
   int64_t head(int64_t unit) const { return unit % heads; }
   int64_t chunk(int64_t unit) const { return unit / heads; }
+  // How many units a thread takes at once: neighbours, whose rows may share lines of the cache. Where
+  // heads have several chunks, few enough that no thread has to wait for its turn.
+  int64_t together(int threads) const {
+    return count == 1 ? heads : max_int64(1, heads / (2 * max_int64(1, threads)));
+  }
   KeyRange range(int64_t unit, int64_t len_k) const {
     return {chunk(unit) * keys, min_int64(len_k, (chunk(unit) + 1) * keys)};
   }
