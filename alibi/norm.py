@@ -86,18 +86,19 @@ class Dense(_InOwnPrecision, nn.Dense):
         self.faster_bias_add = _BiasAdd()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        rows = x.reshape((-1, self.in_channels))
-        product = self.matmul(rows, self.weight)
+        product = self.matmul(x.reshape((-1, self.in_channels)), self.weight)
+        return self.finish(product).reshape((*x.shape[:-1], self.out_channels))
+
+    def finish(self, product: ms.Tensor) -> ms.Tensor:
+        """What comes after the product, on its rows."""
         # In lower precision a graph casts what enters a cell, and not back the gradients that the
         # cell brings.
         if self.fused and not self.lowered:
-            y = self.faster_bias_add(product, self.bias)
-        else:
-            y = self.bias_add(product, self.bias)
-        return y.reshape((*x.shape[:-1], self.out_channels))
+            return self.faster_bias_add(product, self.bias)
+        return self.bias_add(product, self.bias)
 
 
-class DenseGelu(_InOwnPrecision, nn.Dense):
+class DenseGelu(Dense):
     """mindspore.nn.Dense and an exact GELU: the same parameters and initial values as the Dense.
 
     In float32 on the CPU, bias and GELU are one kernel, and so are their gradients
@@ -112,15 +113,10 @@ class DenseGelu(_InOwnPrecision, nn.Dense):
     """
 
     def __init__(self, in_channels: int, out_channels: int, fused: bool = True) -> None:
-        super().__init__(in_channels, out_channels)
-        self.fused = fused
+        super().__init__(in_channels, out_channels, fused)
         self.gelu = nn.GELU(approximate=False)
 
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        rows = x.reshape((-1, self.in_channels))
-        product = self.matmul(rows, self.weight)
+    def finish(self, product: ms.Tensor) -> ms.Tensor:
         if self.fused and not self.lowered:
-            y = bias_gelu(product, self.bias)
-        else:
-            y = self.gelu(self.bias_add(product, self.bias))
-        return y.reshape((*x.shape[:-1], self.out_channels))
+            return bias_gelu(product, self.bias)
+        return self.gelu(self.bias_add(product, self.bias))

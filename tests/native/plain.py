@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ FLOOR = 4 * 2.0**-23
 def floor(truth: Any) -> float:
     finite = np.abs(truth[np.isfinite(truth)])
     return FLOOR * max(1.0, float(finite.max(initial=0.0)))
+
+
+def elementwise(hook: str, x: Any, isa: str) -> Any:
+    """y = f(x) by a function of csrc/cpu/testing.h, into memory full of NaN."""
+    y = np.full_like(x, np.nan)
+    f = ctypes.CDLL(str(Path(native.__file__).parent / "_lib" / "libalibi_cpu.so"))[hook]
+    f.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p]
+    assert f(x.ctypes.data, y.ctypes.data, x.size, isa.encode()) == 0
+    return y
 
 
 def takes_pairs(dtype: str, isa: str | None) -> bool:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import alibi_kernels
-from tests.native.plain import ISAS
+from tests.native.plain import ISAS, elementwise
 
-LIBRARY = Path(alibi_kernels.__file__).parent / "_lib" / "libalibi_cpu.so"
 BOUND = 1.2e-9  # absolute
 
 
 def log2(x: Any, isa: str) -> Any:
-    x = np.ascontiguousarray(x, np.float64)
-    y = np.full_like(x, np.nan)
-    f = ctypes.CDLL(str(LIBRARY)).alibi_cpu_log2
-    f.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p]
-    assert f(x.ctypes.data, y.ctypes.data, x.size, isa.encode()) == 0
-    return y
+    return elementwise("alibi_cpu_log2", np.ascontiguousarray(x, np.float64), isa)
 
 
 def assert_within_bound(x: Any, isa: str) -> None:
