@@ -188,8 +188,9 @@ struct DecodeCall {
 
 template <class V>
 struct DecodeScratch {
-  float* q;  // [rows][padded], in log2 units
-  float* s;  // [rows][kBlockKeys]: scores, then weights
+  float* q;    // [rows][padded], in log2 units
+  float* s;    // [rows][kBlockKeys]: scores, then weights
+  float* sum;  // [padded]: add_values
   DecodeRow* row;
   int64_t floats;
 
@@ -197,6 +198,7 @@ struct DecodeScratch {
     Carver carve{base, 0};
     q = carve.take(call.rows * call.padded);
     s = carve.take(call.rows * kBlockKeys);
+    sum = carve.take(call.padded);
     row = reinterpret_cast<DecodeRow*>(carve.take(call.rows * (sizeof(DecodeRow) / sizeof(float))));
     floats = carve.used;
   }
@@ -327,9 +329,12 @@ class DecodeUnit {
   void score(int64_t begin, int count) {
     with_row(k_, begin, [&](const auto* keys) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
-        dot_rows<V, decltype(n)::value>(w_.q + r * call_.padded, call_.padded, keys, k_.stride,
-                                        seen_keys, call_.dim, prefetch(k_, r, decltype(n)::value),
-                                        w_.s + r * kBlockKeys);
+        constexpr int N = decltype(n)::value;
+        with_dim(call_.dim, [&](auto kDim) {
+          dot_rows<V, decltype(kDim)::value, N>(w_.q + r * call_.padded, call_.padded, keys,
+                                                k_.stride, seen_keys, call_.dim, prefetch(k_, r, N),
+                                                w_.s + r * kBlockKeys);
+        });
       });
     });
   }
@@ -407,9 +412,11 @@ class DecodeUnit {
     with_row(v_, begin, [&](const auto* values) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         constexpr int N = decltype(n)::value;
-        add_values<V, N, value_registers<V, N>()>(
-            w_.s + r * kBlockKeys, values, v_.stride, seen_keys, call_.dim, prefetch(v_, r, N),
-            o_ + r * call_.part_floats(), call_.part_floats());
+        with_dim(call_.dim, [&](auto kDim) {
+          add_values<V, decltype(kDim)::value, N>(
+              w_.s + r * kBlockKeys, values, v_.stride, seen_keys, call_.dim, prefetch(v_, r, N),
+              o_ + r * call_.part_floats(), call_.part_floats(), w_.sum);
+        });
       });
     });
   }

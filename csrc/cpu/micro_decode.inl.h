@@ -4,8 +4,9 @@
 //   dot_rows      s[row][key]  = <q[row], K[key]>             sums of lanes taken kWidth at a time
 //   add_values    o[row][dim] += sum_key p[row][key] V[key]   broadcast p x vector V
 //
-// N rows share each load. What matters is memory: keys are taken in the order in which they lie, and
-// every load asks for the same place of a key a little further on.
+// N rows share each load. What matters is memory: keys are taken in the order in which they lie, each
+// from its first to its last element, and asks for a key a little further on. Whatever does not fit in
+// registers beside that (q, long rows of o) comes from the first-level cache.
 #ifndef ALIBI_CPU_MICRO_DECODE_INL_H_
 #define ALIBI_CPU_MICRO_DECODE_INL_H_
 
@@ -23,13 +24,7 @@ namespace {
 constexpr int kBlockKeys = 64;
 constexpr int kAheadKeys = 2;
 
-// Registers of the head dim that are worked on at a time, for N rows: their part of q, or of o, has
-// to fit in the register file, in the first case beside kWidth accumulators.
-template <class V, int N>
-constexpr int key_registers() {
-  const int room = V::kKeys * V::kRowVecs;
-  return room >= 24 ? 8 / N : 4 / N;
-}
+// Registers of o that N rows can keep while they take in a block of values.
 template <class V, int N>
 constexpr int value_registers() {
   const int room = V::kKeys * V::kRowVecs;
@@ -53,6 +48,40 @@ struct LoadFirst {
   }
 };
 
+// Calls f(d, x, i) for the registers x[m] at element d of M rows, one after the other, i = 0 and 1 in
+// turn; of the last one perhaps only a part is there, and zeros. kDim is the length of the rows where
+// the compiler knows it, or 0.
+template <class V, int kDim, int M, class T, class F>
+ALIBI_INLINE void for_registers(const T* const (&rows)[M], int any_dim, F&& f) {
+  const int dim = kDim != 0 ? kDim : any_dim;
+  auto take = [&](int d, int i, auto load) {
+    typename V::Reg x[M];
+#pragma GCC unroll 2
+    for (int m = 0; m < M; ++m) x[m] = load(rows[m] + d);
+    f(d, x, i);
+  };
+  int d = 0;
+#pragma GCC unroll 8
+  for (; d + 2 * V::kWidth <= dim; d += 2 * V::kWidth) {
+    take(d, 0, LoadAll<V>());
+    take(d + V::kWidth, 1, LoadAll<V>());
+  }
+  if (d + V::kWidth <= dim) {
+    take(d, 0, LoadAll<V>());
+    d += V::kWidth;
+  }
+  if (d < dim) take(d, 1, LoadFirst<V>{dim - d});
+}
+
+// Calls f(Count<kDim>()) with the head dim, if it is a usual one.
+template <class F>
+ALIBI_INLINE void with_dim(int dim, F&& f) {
+  if (dim == 32) return f(Count<32>());
+  if (dim == 64) return f(Count<64>());
+  if (dim == 128) return f(Count<128>());
+  f(Count<0>());
+}
+
 // Asks for the row that lies `ahead` bytes behind one that is being read. That place need not exist:
 // a prefetch never faults.
 struct Prefetch {
@@ -60,70 +89,76 @@ struct Prefetch {
   int64_t bytes;  // of a row; 0: nothing
   // For the part of the rows from element d on: the first part asks for all.
   ALIBI_INLINE Prefetch once(int d) const { return {ahead, d == 0 ? bytes : 0}; }
-  ALIBI_INLINE void operator()(const void* row) const {
+  // kUsual: a number of bytes for which there are no branches.
+  template <int64_t kUsual>
+  ALIBI_INLINE void ask(const void* row) const {
+    if (bytes == kUsual) return ask(row, kUsual);
+    ask(row, bytes);
+  }
+
+ private:
+  ALIBI_INLINE void ask(const void* row, int64_t n) const {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(ahead);
-    for (int64_t b = 0; b < bytes; b += 64) {
+#pragma GCC unroll 8
+    for (int64_t b = 0; b < n; b += 64) {
       __builtin_prefetch(reinterpret_cast<const void*>(begin + static_cast<uintptr_t>(b)), 0, 2);
     }
   }
 };
 
-// acc[row * K + key] += products of R registers of elements, for K = kWidth / N keys.
-template <class V, int N, int R, class T, class Load>
-ALIBI_INLINE void dot_registers(const float* q, int64_t q_stride, const T* keys, int64_t stride,
-                                int valid, const Prefetch& prefetch, const Load& load,
-                                typename V::Reg (&acc)[V::kWidth]) {
-  constexpr int K = V::kWidth / N;
-  typename V::Reg x[N][R];
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[n][r] = V::load(q + n * q_stride + r * V::kWidth);
-  }
-#pragma GCC unroll 16
-  for (int k = 0; k < K; ++k) {
-    prefetch(keys);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const typename V::Reg key = load(keys + r * V::kWidth);
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[n * K + k] = V::fma(key, x[n][r], acc[n * K + k]);
-    }
-    if (k + 1 < valid) keys += stride;
-  }
+// Keys whose products are formed side by side. One, because memory is fastest when rows are read one
+// after the other; two where loads would limit the products of several rows: q is loaded half as often.
+template <class V, int N>
+constexpr int keys_at_a_time() {
+  return N > 1 && V::kWidth / N > 1 && V::kWidth < 16 ? 2 : 1;
 }
 
-// The same for the whole head dim: R registers at a time, then half as many, and so on.
-template <class V, int N, int R, class T>
-ALIBI_INLINE void dot_dims(const float* q, int64_t q_stride, const T* keys, int64_t stride,
-                           int valid, int dim, const Prefetch& prefetch,
-                           typename V::Reg (&acc)[V::kWidth]) {
-  int d = 0;
-  for (; d + R * V::kWidth <= dim; d += R * V::kWidth) {
-    dot_registers<V, N, R>(q + d, q_stride, keys + d, stride, valid, prefetch.once(d), LoadAll<V>(),
-                           acc);
-  }
-  if constexpr (R > 1) {
-    if (d < dim) {
-      dot_dims<V, N, R / 2>(q + d, q_stride, keys + d, stride, valid, dim - d, prefetch.once(d),
-                            acc);
+// acc[n * K + k] = lanes whose total is <q[n], key k>, for N rows and the keys [k, k + M) of K. Long rows
+// have two sums, so that enough multiply-adds are in flight.
+template <class V, int kDim, int N, int M, class T>
+ALIBI_INLINE void dot_keys(const float* q, int64_t q_stride, const T* const (&keys)[M], int dim,
+                           int k, typename V::Reg (&acc)[V::kWidth]) {
+  constexpr int K = V::kWidth / N;
+  constexpr int kSums = N == 1 && (kDim == 0 || kDim > 4 * V::kWidth) ? 2 : 1;
+  typename V::Reg sum[kSums][N][M];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums * N * M; ++i) sum[i / (N * M)][i / M % N][i % M] = V::zero();
+  for_registers<V, kDim>(keys, dim, [&](int d, const typename V::Reg(&x)[M], int i) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const typename V::Reg row = V::load(q + n * q_stride + d);
+#pragma GCC unroll 2
+      for (int m = 0; m < M; ++m) {
+        typename V::Reg& s = sum[i % kSums][n][m];
+        s = V::fma(x[m], row, s);
+      }
     }
-  } else if (d < dim) {
-    const LoadFirst<V> load{dim - d};
-    dot_registers<V, N, 1>(q + d, q_stride, keys + d, stride, valid, prefetch.once(d), load, acc);
+  });
+#pragma GCC unroll 8
+  for (int i = 0; i < N * M; ++i) {
+    const int n = i / M, m = i % M;
+    acc[n * K + k + m] = kSums == 1 ? sum[0][n][m] : V::add(sum[0][n][m], sum[kSums - 1][n][m]);
   }
 }
 
 // The scores of N rows for kWidth / N keys; where only `valid` of them exist, the others repeat the
 // last one. q has rows of q_stride floats, zero beyond dim.
-template <class V, int N, class T>
+template <class V, int kDim, int N, class T>
 void dot_group(const float* q, int64_t q_stride, const T* keys, int64_t stride, int valid, int dim,
                const Prefetch& prefetch, float* s) {
-  constexpr int W = V::kWidth, K = W / N;
+  constexpr int W = V::kWidth, K = W / N, M = keys_at_a_time<V, N>();
   typename V::Reg acc[W];
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) acc[i] = V::zero();
-  dot_dims<V, N, key_registers<V, N>()>(q, q_stride, keys, stride, valid, dim, prefetch, acc);
+  for (int k = 0; k < K; k += M) {
+    const T* rows[M];
+#pragma GCC unroll 2
+    for (int m = 0; m < M; ++m) {
+      prefetch.ask<kDim * sizeof(T)>(keys);
+      rows[m] = keys;
+      if (k + m + 1 < valid) keys += stride;
+    }
+    dot_keys<V, kDim, N, M>(q, q_stride, rows, dim, k, acc);
+  }
   const typename V::Reg sums = V::sum_each(acc);
   if constexpr (N == 1) {
     V::store(s, sums);
@@ -136,21 +171,21 @@ void dot_group(const float* q, int64_t q_stride, const T* keys, int64_t stride, 
 }
 
 // s[n][k] for N rows and `count` keys, and something for the keys up to a multiple of kWidth / N.
-template <class V, int N, class T>
+template <class V, int kDim, int N, class T>
 void dot_rows(const float* q, int64_t q_stride, const T* keys, int64_t stride, int count, int dim,
               const Prefetch& prefetch, float* s) {
   constexpr int K = V::kWidth / N;
   int k = 0;
   for (; k + K <= count; k += K) {
-    dot_group<V, N>(q, q_stride, keys + k * stride, stride, K, dim, prefetch, s + k);
+    dot_group<V, kDim, N>(q, q_stride, keys + k * stride, stride, K, dim, prefetch, s + k);
   }
   if (k < count) {
-    dot_group<V, N>(q, q_stride, keys + k * stride, stride, count - k, dim, prefetch, s + k);
+    dot_group<V, kDim, N>(q, q_stride, keys + k * stride, stride, count - k, dim, prefetch, s + k);
   }
 }
 
-// o[n] += sum_{j < count} p[n][j] * values[j] for R registers of N rows. The sum of a block is
-// formed by itself and then added: a long sum made of short ones keeps its digits.
+// o[n] += sum_{j < count} p[n][j] * values[j] for R registers of N rows. The sum of a block is formed
+// by itself and then added: a long sum made of short ones keeps its digits.
 template <class V, int N, int R, class T, class Load>
 ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride, int count,
                                 const Prefetch& prefetch, const Load& load, float* o,
@@ -162,7 +197,7 @@ ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride,
     for (int r = 0; r < R; ++r) acc[n][r] = V::zero();
   }
   for (int j = 0; j < count; ++j, values += stride) {
-    prefetch(values);
+    prefetch.ask<R * V::kWidth * sizeof(T)>(values);
     typename V::Reg x[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) x[r] = load(values + r * V::kWidth);
@@ -183,11 +218,10 @@ ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride,
   }
 }
 
-// The same for the whole head dim: R registers at a time, then half as many, and so on. Rows of o
-// have o_stride floats, of which dim rounded up to kWidth are written.
+// The same for the whole head dim: R registers at a time, then half as many, and so on.
 template <class V, int N, int R, class T>
-void add_values(const float* p, const T* values, int64_t stride, int count, int dim,
-                const Prefetch& prefetch, float* o, int64_t o_stride) {
+ALIBI_INLINE void add_dims(const float* p, const T* values, int64_t stride, int count, int dim,
+                           const Prefetch& prefetch, float* o, int64_t o_stride) {
   int d = 0;
   for (; d + R * V::kWidth <= dim; d += R * V::kWidth) {
     add_registers<V, N, R>(p, values + d, stride, count, prefetch.once(d), LoadAll<V>(), o + d,
@@ -195,12 +229,42 @@ void add_values(const float* p, const T* values, int64_t stride, int count, int 
   }
   if constexpr (R > 1) {
     if (d < dim) {
-      add_values<V, N, R / 2>(p, values + d, stride, count, dim - d, prefetch.once(d), o + d,
-                              o_stride);
+      add_dims<V, N, R / 2>(p, values + d, stride, count, dim - d, prefetch.once(d), o + d,
+                            o_stride);
     }
   } else if (d < dim) {
     const LoadFirst<V> load{dim - d};
     add_registers<V, N, 1>(p, values + d, stride, count, prefetch.once(d), load, o + d, o_stride);
+  }
+}
+
+// The same for one row whose sum, which does not fit in registers, is kept in `sum`: each value is read
+// in one go.
+template <class V, int kDim, class T>
+void add_in_memory(const float* p, const T* values, int64_t stride, int count, int dim,
+                   const Prefetch& prefetch, float* o, float* sum) {
+  memset(sum, 0, sizeof(float) * static_cast<size_t>(round_up(dim, V::kWidth)));
+  for (int j = 0; j < count; ++j, values += stride) {
+    prefetch.ask<kDim * sizeof(T)>(values);
+    const typename V::Reg weight = V::set1(p[j]);
+    const T* const row[] = {values};
+    for_registers<V, kDim>(row, dim, [&](int d, const typename V::Reg(&x)[1], int) {
+      V::store(sum + d, V::fma(weight, x[0], V::load(sum + d)));
+    });
+  }
+  for (int d = 0; d < dim; d += V::kWidth) {
+    V::store(o + d, V::add(V::load(o + d), V::load(sum + d)));
+  }
+}
+
+template <class V, int kDim, int N, class T>
+void add_values(const float* p, const T* values, int64_t stride, int count, int dim,
+                const Prefetch& prefetch, float* o, int64_t o_stride, float* sum) {
+  constexpr int R = value_registers<V, N>();
+  if (N == 1 && dim > R * V::kWidth) {
+    add_in_memory<V, kDim>(p, values, stride, count, dim, prefetch, o, sum);
+  } else {
+    add_dims<V, N, R>(p, values, stride, count, dim, prefetch, o, o_stride);
   }
 }
 
