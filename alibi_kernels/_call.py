@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alibi_kernels import contract, layer_contract
+from alibi_kernels import contract, layer_contract, norms_contract
 
 try:
     from alibi_kernels import _native
@@ -30,7 +30,6 @@ except ImportError as missing:
 Array = NDArray[Any]
 Stats = dict[str, int]
 
-NORM_KEYS = 16  # ALIBI_NORM_KEYS of csrc/alibi_attention.h
 # What an entry point returns after its status.
 _COUNTERS = ("tiles_visited", "tiles_allowed", "decode_rows", "tiles_scored")
 
@@ -129,7 +128,7 @@ def _make_plan(
         "p": ((*rows, call.len_k), q[1]),
         "lse": (rows, float32),
         "slopes": ((call.heads_q,), float32),
-        "key_norms": ((call.batch, call.heads_kv, -(-(call.len_k or 0) // NORM_KEYS)), float32),
+        "key_norms": ((call.batch, call.heads_kv, norms_contract.blocks(call.len_k or 0)), float32),
     }
     return _Plan(native, kinds, call.len_k or 0, call.causal)
 
@@ -262,6 +261,29 @@ def _is_readable(array: Array) -> bool:
     last = array.strides[3] if array.shape[3] > 1 else item
     strided = last == item and not any(step % item for step in steps) and array.flags.aligned
     return array.size == 0 or strided
+
+
+def raise_norms(
+    op: str,
+    k: Array,
+    start: int,
+    norms: Array,
+    input_layout: str,
+    threads: int | None,
+    isa: str | None,
+) -> None:
+    """Raises norms by the keys that stand from `start` on; shapes and dtypes have been checked."""
+    if not norms.flags.writeable:
+        raise contract.error("array.readonly", op, name="norms")
+    if not norms.flags.c_contiguous:
+        raise contract.error("array.contiguous", op, name="norms", strides=norms.strides)
+    if not _is_readable(k):
+        fields = {"strides": k.strides, "itemsize": k.itemsize}
+        raise contract.error("array.strides", op, name="k", **fields)
+    call = _native.RowsCall(_threads(op, threads), _isa(op, isa))
+    status = _native.key_norms(call, input_layout == "BSND", k, start, norms)
+    if status:
+        raise contract.error(_native.status_name(status), op)
 
 
 class RowsCall:

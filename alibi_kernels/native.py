@@ -31,8 +31,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alibi_kernels import contract, layer_contract
-from alibi_kernels._call import NORM_KEYS, Array, Call, RowsCall, Stats, _native
+from alibi_kernels import contract, layer_contract, norms_contract
+from alibi_kernels._call import Array, Call, RowsCall, Stats, _native, raise_norms
 from alibi_kernels._call import isas as isas
 
 
@@ -185,7 +185,13 @@ def attention_weights_backward(
 
 
 def key_norms(
-    k: Array, *, start: int = 0, norms: Array | None = None, input_layout: str = "BNSD"
+    k: Array,
+    *,
+    start: int = 0,
+    norms: Array | None = None,
+    input_layout: str = "BNSD",
+    threads: int | None = None,
+    isa: str | None = None,
 ) -> Array:
     """The largest norm of each 16 keys, for attention_forward(key_norms=...).
 
@@ -194,12 +200,12 @@ def key_norms(
     Args:
         k: keys that stand at the positions from `start` on.
         start: position of the first of them.
-        norms: [B, Hkv, blocks] float32, at least as many blocks as the keys reach, raised in place:
-            append to a cache, or overwrite parts of it, and the entries stay upper bounds.
-            None = new, and as short as the keys allow.
+        norms: [B, Hkv, blocks] float32, contiguous, at least as many blocks as the keys reach,
+            raised in place: append to a cache, or overwrite parts of it, and the entries stay upper
+            bounds. None = new, and as short as the keys allow.
 
     Returns:
-        [B, Hkv, ceil((start + Sk) / 16)] float32, or `norms`.
+        [B, Hkv, ceil((start + Sk) / 16)] float32, or `norms`. inf where a key holds a NaN.
 
     Raises:
         TypeError, ValueError: an argument breaks a rule; nothing was changed.
@@ -207,25 +213,14 @@ def key_norms(
     op = "key_norms"
     contract.require_type("k", k, np.ndarray, op=op)
     contract.check_choice("input_layout", input_layout, contract.LAYOUTS, op=op)
-    contract.sizes_of(op, "k", k.shape, input_layout)
-    if type(start) is not int or start < 0:
-        raise contract.error("start.range", op, got=repr(start))
-    keys = k if input_layout == "BNSD" else k.transpose(0, 2, 1, 3)
-    batch, heads, count, _ = keys.shape
-    blocks = -(-(start + count) // NORM_KEYS)
+    sizes = norms_contract.check_keys(contract.spec(k), input_layout, op=op)
+    norms_contract.check_start(start, op=op)
+    least = norms_contract.blocks(start + sizes.length)
     if norms is None:
-        norms = np.zeros((batch, heads, blocks), np.float32)
+        norms = np.zeros((sizes.batch, sizes.heads, least), np.float32)
     contract.require_type("norms", norms, np.ndarray, op=op)
-    if norms.ndim != 3 or norms.shape[:2] != (batch, heads) or norms.shape[2] < blocks:
-        want = f"({batch}, {heads}, at least {blocks})"
-        raise contract.error("array.shape", op, name="norms", want=want, shape=norms.shape)
-    if norms.dtype != np.float32:
-        raise contract.error("array.dtype", op, name="norms", want="float32", got=norms.dtype)
-    norm = np.sqrt(np.square(keys.astype(np.float32)).sum(axis=3))
-    for t in range(start // NORM_KEYS, blocks):
-        first = t * NORM_KEYS - start
-        part = norm[:, :, max(0, first) : first + NORM_KEYS]
-        np.maximum(norms[:, :, t], part.max(axis=2), out=norms[:, :, t])
+    norms_contract.check_norms(contract.spec(norms), sizes.batch, sizes.heads, least, op=op)
+    raise_norms(op, k, start, norms, input_layout, threads, isa)
     return norms
 
 

@@ -173,6 +173,21 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "query with the last key, so that the first {missing} queries would see nothing; pass "
         "spans with rows (kv_start, kv_end, q_start) to say where the queries are.",
     ),
+    "key_norms.shape": (
+        ValueError,
+        "key_norms must have shape ({want}), one norm per batch item, key head and 16 keys, but "
+        "key_norms.shape = {shape}; key_norms(k) makes them.",
+    ),
+    "norms.shape": (
+        ValueError,
+        "norms must have shape {want}, a norm for every 16 positions that the keys reach, but "
+        "norms.shape = {shape}; pass None to have them allocated.",
+    ),
+    "norms.dtype": (
+        TypeError,
+        "{name} has dtype {got}; it must be float32, because a norm that was rounded may be less "
+        "than a key's. Keep what key_norms() returns.",
+    ),
     "num_heads.type": (TypeError, "num_heads must be an integer, got {got}."),
     "num_heads.range": (ValueError, "num_heads must be at least 1, got {got}."),
     "max_bias.type": (TypeError, "max_bias must be a real number, got {got}."),
@@ -219,6 +234,21 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "epsilon must be a finite number of at least 0, got {got}; pass one such as 1e-5.",
     ),
     "start.range": (ValueError, "start must be an integer of at least 0, got {got}."),
+    "start.norms": (
+        ValueError,
+        "start is a Tensor and norms is None, so that nothing says how many norms there are; pass "
+        "norms, or an integer as start.",
+    ),
+    "start.dtype": (TypeError, "start has dtype {got}; it must be int32. Cast it first."),
+    "start.shape": (
+        ValueError,
+        "start must have shape ({batch},), one position per batch item, but start.shape = {shape}.",
+    ),
+    "start.reach": (
+        ValueError,
+        "start[{index}] is {got}, but {keys} keys that have norms can start at 0 to {last}; "
+        "correct it, or keep more norms.",
+    ),
     "grads.length": (
         ValueError,
         "grads must be a tuple of {want} arrays or None, {names}; got {got}.",

@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "contract": {"rules"},
     "slopes": {"contract"},
     "layer_contract": {"contract"},
-    "_call": {"contract", "layer_contract", "_native"},
-    "native": {"_call", "contract", "layer_contract"},
+    "norms_contract": {"contract"},
+    "_call": {"contract", "layer_contract", "norms_contract", "_native"},
+    "native": {"_call", "contract", "layer_contract", "norms_contract"},
     "_library": set(),
     "_cann": set(),
     "reference": {"contract"},
@@ -40,6 +41,7 @@ WITHOUT_MINDSPORE = {
     "rules": {"mindspore", "numpy"},
     "contract": {"mindspore", "numpy"},
     "layer_contract": {"mindspore", "numpy"},
+    "norms_contract": {"mindspore", "numpy"},
     "slopes": {"mindspore"},
     "_call": {"mindspore"},
     "native": {"mindspore"},
@@ -47,7 +49,8 @@ WITHOUT_MINDSPORE = {
     "_cann": {"mindspore"},
 }
 # Directory of csrc/ -> what its quoted includes may reach besides the directory itself.
-SHARED_HEADERS = {"csrc/alibi_attention.h", "csrc/alibi_layer.h", "csrc/check.h"}
+SHARED_HEADERS = {f"csrc/{name}.h" for name in ("alibi_attention", "alibi_cache", "alibi_layer")}
+SHARED_HEADERS |= {"csrc/check.h"}
 ENVIRONMENT = {"ALIBI_BACKEND", "ALIBI_CPU_ISA"}
 # CANN's own, which say where its op packages are.
 FOREIGN_ENVIRONMENT = {"ASCEND_OPP_PATH", "ASCEND_CUSTOM_OPP_PATH"}

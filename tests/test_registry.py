@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import alibi_kernels
-from alibi_kernels import _library, contract, registry, rows
+from alibi_kernels import _library, contract, norms_contract, registry, rows
 from tests.custom_tools import normal
 
 HEADER = Path(__file__).resolve().parent.parent / "csrc" / "alibi_attention.h"
@@ -148,6 +148,7 @@ def test_numbers_shared_with_the_header() -> None:
     numbers = dict(re.findall(r"#define (ALIBI_\w+) (\d+)", HEADER.read_text()))
     assert int(numbers["ALIBI_ABI_VERSION"]) == _library.ABI_VERSION
     assert int(numbers["ALIBI_MAX_HEAD_DIM"]) == rows.MAX_HEAD_DIM
+    assert int(numbers["ALIBI_NORM_KEYS"]) == norms_contract.NORM_KEYS
     dtypes = {name: i for i, name in enumerate(contract.DTYPES)}
     enum = re.findall(r"ALIBI_(B?FLOAT\d+) = (\d)", HEADER.read_text())
     assert {name.lower(): int(value) for name, value in enum} == dtypes

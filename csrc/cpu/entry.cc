@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../alibi_attention.h"
+#include "../alibi_cache.h"
 #include "../alibi_layer.h"
 #include "../check.h"
 #include "isa_table.h"
@@ -40,6 +41,20 @@ template <class Args>
 int32_t check_call(const Args& args) {
   const int32_t status = check(args);
   return status == ALIBI_OK && !spans_valid(args.problem, args.spans) ? ALIBI_SPANS : status;
+}
+
+int32_t check_call(const AlibiKeyNormsArgs& a) {
+  for (const int64_t size : {a.batch, a.heads_kv, a.len_k, a.blocks}) {
+    if (size < 0 || size >= kMaxSize) return ALIBI_SHAPE;
+  }
+  if (a.head_dim < 1 || a.head_dim >= kMaxSize) return ALIBI_HEAD_DIM;
+  if (a.dtype < ALIBI_FLOAT32 || a.dtype > ALIBI_BFLOAT16) return ALIBI_DTYPE;
+  if (a.batch == 0 || a.heads_kv == 0 || a.len_k == 0) return ALIBI_OK;
+  if (a.k.data == nullptr || a.start == nullptr) return ALIBI_NULL_POINTER;
+  for (int64_t b = 0; b < a.batch; ++b) {
+    if (a.start[b] < 0 || a.start[b] + a.len_k > a.blocks * ALIBI_NORM_KEYS) return ALIBI_SPANS;
+  }
+  return a.norms == nullptr ? ALIBI_NULL_POINTER : ALIBI_OK;
 }
 
 // The checks of alibi_layer.h. `vectors` are [width] or sums over rows, `matrices` may be null
@@ -119,6 +134,10 @@ int32_t alibi_attention_weights_fwd(const AlibiWeightsFwdArgs* args, void*) {
 }
 int32_t alibi_attention_weights_bwd(const AlibiWeightsBwdArgs* args, void*) {
   return alibi::cpu::run(args, &IsaKernels::weights_bwd);
+}
+
+int32_t alibi_key_norms(const AlibiKeyNormsArgs* args, void*) {
+  return alibi::cpu::run(args, &IsaKernels::key_norms);
 }
 
 int32_t alibi_layer_norm_fwd(const AlibiLayerNormFwdArgs* args, void*) {

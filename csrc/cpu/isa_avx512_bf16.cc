@@ -31,6 +31,9 @@ int32_t weights_forward(const AlibiWeightsFwdArgs& a, int threads) {
 int32_t weights_backward(const AlibiWeightsBwdArgs& a, int threads) {
   return kAvx512Kernels.weights_bwd(a, threads);
 }
+int32_t norms_of_keys(const AlibiKeyNormsArgs& a, int threads) {
+  return kAvx512Kernels.key_norms(a, threads);
+}
 int32_t norm_forward(const AlibiLayerNormFwdArgs& a, int threads) {
   return kAvx512Kernels.layer_norm_fwd(a, threads);
 }
@@ -49,8 +52,9 @@ void log2_array(const double* x, double* y, int64_t n) { kAvx512Kernels.log2(x, 
 }  // namespace
 
 extern const IsaKernels kAvx512Bf16Kernels;
-constexpr IsaKernels kAvx512Bf16Kernels = {
-    &forward,       &backward,     &weights_forward, &weights_backward, &norm_forward,
-    &norm_backward, &gelu_forward, &gelu_backward,   &exp2_array,       &log2_array};
+constexpr IsaKernels kAvx512Bf16Kernels = {&forward,          &backward,      &weights_forward,
+                                           &weights_backward, &norms_of_keys, &norm_forward,
+                                           &norm_backward,    &gelu_forward,  &gelu_backward,
+                                           &exp2_array,       &log2_array};
 
 }  // namespace alibi::cpu

@@ -9,6 +9,7 @@
 #include "exp.inl.h"
 #include "gelu.inl.h"
 #include "isa_table.h"
+#include "key_norms.inl.h"
 #include "log.inl.h"
 #include "norm.inl.h"
 #include "weights_bwd.inl.h"
@@ -39,9 +40,9 @@ void log2_array(const double* x, double* y, int64_t n) {
 
 template <class V>
 constexpr IsaKernels make_kernels() {
-  return {&attention_fwd<V>,  &attention_bwd<V>,  &weights_fwd<V>,   &weights_bwd<V>,
-          &layer_norm_fwd<V>, &layer_norm_bwd<V>, &bias_gelu_fwd<V>, &bias_gelu_bwd<V>,
-          &exp2_array<V>,     &log2_array<V>};
+  return {&attention_fwd<V>, &attention_bwd<V>,  &weights_fwd<V>,    &weights_bwd<V>,
+          &key_norms<V>,     &layer_norm_fwd<V>, &layer_norm_bwd<V>, &bias_gelu_fwd<V>,
+          &bias_gelu_bwd<V>, &exp2_array<V>,     &log2_array<V>};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "../alibi_attention.h"
+#include "../alibi_cache.h"
 #include "../alibi_layer.h"
 
 namespace alibi::cpu {
@@ -15,6 +16,7 @@ struct IsaKernels {
   int32_t (*attention_bwd)(const AlibiAttentionBwdArgs&, int threads);
   int32_t (*weights_fwd)(const AlibiWeightsFwdArgs&, int threads);
   int32_t (*weights_bwd)(const AlibiWeightsBwdArgs&, int threads);
+  int32_t (*key_norms)(const AlibiKeyNormsArgs&, int threads);
   int32_t (*layer_norm_fwd)(const AlibiLayerNormFwdArgs&, int threads);
   int32_t (*layer_norm_bwd)(const AlibiLayerNormBwdArgs&, int threads);
   int32_t (*bias_gelu_fwd)(const AlibiBiasGeluFwdArgs&, int threads);

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "alibi_attention.h"
+#include "alibi_cache.h"
 #include "alibi_layer.h"
 
 namespace alibi::python {
@@ -323,6 +324,35 @@ int32_t bias_gelu_bwd(const RowsCall& call, Array x, Array bias, Array dy, Array
   return run_rows(alibi_bias_gelu_bwd, call, x, fill);
 }
 
+// ---- alibi_cache.h. All batch items start at `start`; norms are raised in place.
+
+int32_t key_norms(const RowsCall& call, bool bsnd, Array k, int64_t start, Array norms) {
+  AlibiKeyNormsArgs args{};
+  AlibiOptions options{call.threads, call.isa ? call.isa->c_str() : nullptr, nullptr};
+  args.options = &options;
+  std::vector<int32_t> starts;
+  try {
+    require(k.ndim() == 4 && norms.ndim() == 3, ALIBI_SHAPE);
+    require(start >= 0 && start <= INT32_MAX, ALIBI_SHAPE);
+    const Axes& axes = bsnd ? kBsnd : kBnsd;
+    const Shape shape{k.shape(axes[0]), k.shape(axes[1]), k.shape(axes[2]), k.shape(axes[3])};
+    args.batch = shape[0];
+    args.heads_kv = shape[1];
+    args.len_k = shape[2];
+    args.head_dim = shape[3];
+    args.dtype = dtype_of(k);
+    args.k = tensor(k, shape, axes, dtype_of(k), false);
+    starts.assign(static_cast<size_t>(shape[0]), static_cast<int32_t>(start));
+    args.start = starts.data();
+    args.blocks = norms.shape(2);
+    args.norms = vector<float>(norms, {shape[0], shape[1], norms.shape(2)}, true);
+  } catch (const Failure& failure) {
+    return failure.status;
+  }
+  py::gil_scoped_release release;
+  return alibi_key_norms(&args, nullptr);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -350,6 +380,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("layer_norm_bwd", &layer_norm_bwd);
   module.def("bias_gelu_fwd", &bias_gelu_fwd);
   module.def("bias_gelu_bwd", &bias_gelu_bwd);
+  module.def("key_norms", &key_norms);
   module.def("status_name", &alibi_status_name);
   module.def("build_info", &alibi_build_info);
 }
