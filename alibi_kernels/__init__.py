@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alibi_kernels.layer_ops import bias_gelu, layer_norm
+    from alibi_kernels.norms import key_norms
     from alibi_kernels.ops import (
         TrainedSlopes,
         alibi_attention,
@@ -31,6 +32,7 @@ __all__ = [
     "alibi_slopes",
     "bias_gelu",
     "explain",
+    "key_norms",
     "layer_norm",
 ]
 
@@ -43,6 +45,7 @@ _HOME = {
     "alibi_slopes": "slopes",
     "bias_gelu": "layer_ops",
     "explain": "registry",
+    "key_norms": "norms",
     "layer_norm": "layer_ops",
 }
 

@@ -260,7 +260,7 @@ def build(signature: Signature, slopes: Slopes, reference: Build) -> Run:
         row = (0, signature.len_k, (signature.len_k or 0) - (signature.len_q or 0))
         every_key = Tensor(np.array([row] * (signature.batch or 0), np.int32))
 
-    def run(tensors, slopes, spans):
+    def run(tensors, slopes, spans, key_norms):
         operands = tensors if thirds is None else thirds(tensors[0])
         s = slopes if constant is None else constant
         return forward(*operands, s, spans if every_key is None else every_key)
@@ -330,7 +330,7 @@ def build_builtin(signature: Signature, slopes: tuple[float, ...]) -> Run:
     if signature.causal:
         options |= {"atten_mask": _causal_mask(), "sparse_mode": 2}
 
-    def run(tensors, slopes, spans):
+    def run(tensors, slopes, spans, key_norms):
         q, k, v = tensors if thirds is None else thirds(tensors[0])
         results = ops.speed_fusion_attention(q, k, v, heads, layout, **options)
         out, top, total = results[:3]

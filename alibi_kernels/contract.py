@@ -89,6 +89,7 @@ class Signature:
     spans: bool  # whether there are any
     fixed_slopes: bool  # constants, rather than a tensor that may be trained
     order: str | None = None  # of the thirds of a packed projection
+    key_norms: bool = False  # whether the caller keeps any (norms_contract.py)
     graph: bool = False  # compiled, rather than run as Python
 
 
@@ -160,10 +161,7 @@ def validate_attention(
     op: str = "alibi_attention",
     **options: Any,
 ) -> Signature:
-    """The Signature of an attention call; TypeError or ValueError when it breaks a rule.
-
-    `options` are the fields of Options.
-    """
+    """The Signature of a call with some Options; TypeError or ValueError when it breaks a rule."""
     opts = _check_options(op, Options(**options))
     sizes = _check_tensors(op, {"q": q, "k": k, "v": v}, opts.input_layout)
     _check_heads(op, q, k, sizes, opts.input_layout)

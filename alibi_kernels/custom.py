@@ -27,8 +27,8 @@ from alibi_kernels.contract import Signature
 
 # Fixed slopes, or None when they are a tensor.
 Slopes = tuple[float, ...] | None
-# run((q, k, v), slopes, spans) -> results: what every backend makes of a Signature.
-Run = Callable[[tuple[Tensor, ...], Any, Any], Any]
+# run((q, k, v), slopes, spans, key_norms) -> results: what every backend makes of a Signature.
+Run = Callable[[tuple[Tensor, ...], Any, Any, Any], Any]
 Build = Callable[[Signature, Slopes], Run]
 
 
@@ -95,9 +95,9 @@ class FullPrecision:
 def in_full_precision(run: Run) -> Run:
     """`run` for PyNative mode."""
 
-    def guarded(tensors: tuple[Tensor, ...], slopes: Any, spans: Any) -> Any:
+    def guarded(tensors: tuple[Tensor, ...], slopes: Any, spans: Any, key_norms: Any) -> Any:
         with FullPrecision():
-            return run(tensors, slopes, spans)
+            return run(tensors, slopes, spans, key_norms)
 
     return guarded
 
@@ -141,29 +141,32 @@ def _build(
     pair = _PAIRS[signature.op]
     trained, has_spans, single = slopes is None, signature.spans, pair.results == 1
     form = Form(pair.tensors, pair.results, trained or on_device, trained, has_spans)
-    has_slopes, floats = form.slopes, form.differentiated  # a graph cannot ask a Form
+    has_slopes, floats, known = form.slopes, form.differentiated, form.operands  # for graphs
+    has_norms = signature.key_norms and not on_device  # which only the CPU kernels read
     constant = Tensor(slopes, ms.float32) if on_device and not trained else None
     attributes = _attributes(signature, slopes, on_device)
     forward = Operator(library, pair.forward, attributes)
     backward = Operator(library, pair.backward, attributes)
 
-    def run(tensors, slopes, spans):
+    def run(tensors, slopes, spans, key_norms):
         operands = tensors
         if has_slopes:
             operands = (*operands, slopes if constant is None else constant)
         if has_spans:
             operands = (*operands, spans)
+        if has_norms:
+            operands = (*operands, key_norms)
         results = forward(*operands)
         return results[0] if single else results
 
     def bprop(args):
         inputs, results, gradients = args[:-2], args[-2], args[-1]
-        grads = backward(*inputs, *results, *gradients)
+        grads = backward(*inputs[:known], *results, *gradients)
         return (*grads, *[ops.zeros_like(x) for x in inputs[floats:]])
 
-    forward.bprop = _with_arity(form.operands + 2, bprop)
+    forward.bprop = _with_arity(known + has_norms + 2, bprop)
     again = bprop_of_backward(form, reference(signature, slopes))
-    backward.bprop = _with_arity(form.operands + 2 * form.results + 2, again)
+    backward.bprop = _with_arity(known + 2 * form.results + 2, again)
     return run
 
 
@@ -184,7 +187,7 @@ def bprop_of_backward(form: Form, reference: Run) -> Callable[[tuple[Any, ...]],
     def inner(args):
         slopes = args[tensors] if trained else None
         spans = args[operands - 1] if has_spans else None
-        results = reference(args[:tensors], slopes, spans)
+        results = reference(args[:tensors], slopes, spans, None)
         return dot((results,) if single else results, args[operands:])
 
     inner_gradient = ms.grad(_with_arity(count, inner), tuple(range(floats)))
@@ -261,6 +264,7 @@ def _attributes(signature: Signature, slopes: Slopes, on_device: bool) -> dict[s
         "prune": signature.prune,
         "order": signature.order,
         "has_spans": signature.spans,
+        "has_key_norms": (signature.key_norms and not on_device) or None,
         "slopes": None if slopes is None or on_device else list(slopes),
         "fixed_slopes": slopes is not None if on_device else None,
     }

@@ -109,22 +109,11 @@ def _cached_plan(
         layer_contract.check_vector(name, shape, shapes[0], op=op)
     library = None
     if device == "CPU" and all(dtype == ms.float32 for _, _, dtype in forms):
-        library = _kernels(op)
+        library = registry.cpu_kernels(op)
     if op == "layer_norm":
         assert epsilon is not None
         return _plain_norm(epsilon) if library is None else _norm(library, epsilon)
     return _plain_gelu if library is None else _gelu(library)
-
-
-def _kernels(op: str) -> str | None:
-    """The path of the CPU library; None where it cannot run, or is not asked for."""
-    if registry.environment_choice(op) not in (None, "cpu"):
-        return None
-    library, reasons = rows.cpu_library()
-    if library is not None and not reasons:
-        return library.path
-    registry.warn_once(f"{op} runs on MindSpore's operators (not cpu: {'; '.join(reasons)})")
-    return None
 
 
 def explain_dtype(dtype: str) -> str:
@@ -163,7 +152,7 @@ def _norm(library: str, epsilon: float) -> Run:
     def bprop(x, gamma, beta, out, dout):
         return backward(x, gamma, out[1], out[2], dout[0])
 
-    def reference(tensors, slopes, spans):
+    def reference(tensors, slopes, spans, key_norms):
         x, gamma, beta = tensors
         centred = x - x.mean(-1, keep_dims=True)
         variance = (centred * centred).mean(-1, keep_dims=True)
@@ -191,7 +180,7 @@ def _gelu(library: str) -> Run:
     def bprop(x, bias, out, dout):
         return backward(x, bias, dout[0])
 
-    def reference(tensors, slopes, spans):
+    def reference(tensors, slopes, spans, key_norms):
         return _plain_gelu(tensors[0], tensors[1])
 
     second = custom.bprop_of_backward(custom.Form(2, 1, False, False, False), reference)

@@ -19,7 +19,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from alibi_kernels import contract, registry
+from alibi_kernels import contract, norms_contract, registry
 from alibi_kernels.contract import Signature, Spec
 from alibi_kernels.registry import Run
 
@@ -41,6 +41,7 @@ def alibi_attention(
     causal: bool = True,
     bias: str = "symmetric",
     spans: Tensor | None = None,
+    key_norms: Tensor | None = None,
     input_layout: str = "BNSD",
     prune: bool = True,
     return_lse: bool = False,
@@ -72,6 +73,10 @@ def alibi_attention(
         spans (Tensor): [B, 3] int32, per batch item (kv_start, kv_end, q_start) in positions on
             the key axis: padding, caches and chunks without a mask. Default: None, which is
             (0, Sk, Sk - Sq).
+        key_norms (Tensor): [B, Hkv, ceil(Sk / 16)] float32, what key_norms() made of k. With them
+            a pruned call on the CPU, a decode step above all, reads no keys that do not matter;
+            without them it reads every key, and the other backends do so either way. They must be
+            at least the norms of the allowed keys. They get no gradient. Default: None.
         input_layout (str): "BNSD" or "BSND". Default: "BNSD".
         prune (bool): skip keys whose weights provably vanish in float32 rounding. Default: True.
         return_lse (bool): return lse too. Default: False.
@@ -94,8 +99,9 @@ def alibi_attention(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, input_layout, prune, return_lse, backend)
-    run = _planner("alibi_attention", (_form(q), _form(k), _form(v)), slopes, spans, options, None)
-    out, lse = run((q, k, v), slopes, spans)
+    forms, norms = (_form(q), _form(k), _form(v)), _form(key_norms)
+    run = _planner("alibi_attention", forms, slopes, spans, norms, options, None)
+    out, lse = run((q, k, v), slopes, spans, key_norms)
     if return_lse:
         return out, lse
     return out
@@ -138,8 +144,9 @@ def alibi_attention_packed(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, "BSND", prune, return_lse, backend)
-    run = _planner("alibi_attention_packed", (_form(packed),), slopes, spans, options, order)
-    out, lse = run((packed,), slopes, spans)
+    forms = (_form(packed),)
+    run = _planner("alibi_attention_packed", forms, slopes, spans, _form(None), options, order)
+    out, lse = run((packed,), slopes, spans, None)
     if return_lse:
         return out, lse
     return out
@@ -182,8 +189,9 @@ def alibi_attention_weights(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, input_layout, prune, False, backend)
-    run = _planner("alibi_attention_weights", (_form(q), _form(k)), slopes, spans, options, None)
-    return run((q, k), slopes, spans)
+    forms = (_form(q), _form(k))
+    run = _planner("alibi_attention_weights", forms, slopes, spans, _form(None), options, None)
+    return run((q, k), slopes, spans, None)
 
 
 class TrainedSlopes(nn.Cell):
@@ -222,7 +230,7 @@ class TrainedSlopes(nn.Cell):
 
 
 def _form(x: Any) -> tuple[Any, ...]:
-    """What planning needs of q, k or v: whether it is a Tensor, and its shape and dtype.
+    """What planning needs of q, k, v or key_norms: whether it is a Tensor, and its shape and dtype.
 
     Not the Tensor itself: a graph would hand out a placeholder with memory of its size.
     """
@@ -244,6 +252,7 @@ def _plan(
     forms: tuple[Any, ...],
     slopes: Any,
     spans: Any,
+    norms: tuple[Any, ...],
     options: tuple[Any, ...],
     order: Any,
     graph: bool,
@@ -254,10 +263,13 @@ def _plan(
             contract.require_type(name, x, Tensor, op=op)
     if spans is not None:
         contract.require_type("spans", spans, Tensor, op=op)
+    if not (norms[0] or norms[1] is None):
+        contract.require_type("key_norms", norms[1], Tensor, op=op)
     arguments = (
         op,
         forms,
         None if spans is None else (spans.shape, spans.dtype),
+        norms,
         order,
         graph,
         os.environ.get("ALIBI_BACKEND"),
@@ -284,6 +296,7 @@ def _make_plan(
     op: str,
     forms: tuple[Any, ...],
     spans: Any,
+    norms: tuple[Any, ...],
     order: str | None,
     graph: bool,
     environment: str | None,  # part of the key only
@@ -307,8 +320,11 @@ def _make_plan(
         backend=backend,
         **({} if order is None else {"order": order}),
     )
+    if norms[0]:
+        norms_contract.check_kept(_spec(norms[1:]), signature)
+    signature = replace(signature, key_norms=norms[0], graph=graph)
     len_k = -1 if signature.len_k is None else signature.len_k
-    return _Plan(registry.plan(replace(signature, graph=graph), fixed), len_k, signature.causal)
+    return _Plan(registry.plan(signature, fixed), len_k, signature.causal)
 
 
 _cached_plan = lru_cache(maxsize=4096, typed=True)(_make_plan)
@@ -320,9 +336,15 @@ def _spec(shape_and_dtype: tuple[Any, ...]) -> Spec:
 
 
 def _plan_in_graph(
-    op: str, forms: tuple[Any, ...], slopes: Any, spans: Any, options: tuple[Any, ...], order: Any
+    op: str,
+    forms: tuple[Any, ...],
+    slopes: Any,
+    spans: Any,
+    norms: tuple[Any, ...],
+    options: tuple[Any, ...],
+    order: Any,
 ) -> Run:
-    return _plan(op, forms, slopes, spans, options, order, True).run
+    return _plan(op, forms, slopes, spans, norms, options, order, True).run
 
 
 class _Planner(ms.constexpr(_plan_in_graph, get_instance=False, check=False)):  # type: ignore[misc]
@@ -334,10 +356,11 @@ class _Planner(ms.constexpr(_plan_in_graph, get_instance=False, check=False)):  
         forms: tuple[Any, ...],
         slopes: Any,
         spans: Any,
+        norms: tuple[Any, ...],
         options: tuple[Any, ...],
         order: Any,
     ) -> Run:
-        plan = _plan(op, forms, slopes, spans, options, order, False)
+        plan = _plan(op, forms, slopes, spans, norms, options, order, False)
         if spans is not None:
             len_k, causal = plan.len_k, plan.causal
             contract.validate_spans_values(spans.asnumpy().tolist(), len_k, causal, op=op)

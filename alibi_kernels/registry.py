@@ -16,7 +16,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor
 
-from alibi_kernels import contract, custom, rows
+from alibi_kernels import contract, custom, norms_contract, rows
 from alibi_kernels.contract import Signature
 from alibi_kernels.custom import Run, Slopes
 
@@ -95,18 +95,40 @@ def _log_fallback(op: str, chosen: Backend, rejected: dict[Backend, list[str]]) 
         warn_once(f"{op} runs on backend {chosen.name} ({text})")
 
 
+def cpu_kernels(op: str) -> str | None:
+    """The path of the CPU library for an operator whose alternative is MindSpore's own operators;
+    None where it cannot run, or is not asked for."""
+    if environment_choice(op) not in (None, "cpu"):
+        return None
+    library, reasons = rows.cpu_library()
+    if library is not None and not reasons:
+        return library.path
+    warn_once(f"{op} runs on MindSpore's operators (not cpu: {'; '.join(reasons)})")
+    return None
+
+
 @cache
 def warn_once(message: str) -> None:
     _log.warning(message)
 
 
-def explain(q: Any, k: Any, v: Any, slopes: Any, *, spans: Any = None, **options: Any) -> str:
+def explain(
+    q: Any,
+    k: Any,
+    v: Any,
+    slopes: Any,
+    *,
+    spans: Any = None,
+    key_norms: Any = None,
+    **options: Any,
+) -> str:
     """Which backend would run alibi_attention on these arguments, and why not the others.
 
     The call is taken as one in the mode that MindSpore is set to, PyNative or graph.
 
     Args:
-        q, k, v, slopes, spans: as in alibi_attention; tensors or arrays, read for shape and dtype.
+        q, k, v, slopes, spans, key_norms: as in alibi_attention; tensors or arrays, read for shape
+            and dtype.
         **options: the other arguments of alibi_attention.
 
     Returns:
@@ -127,6 +149,8 @@ def explain(q: Any, k: Any, v: Any, slopes: Any, *, spans: Any = None, **options
     spans = None if spans is None else contract.spec(spans)
     q, k, v = (contract.spec(x) for x in (q, k, v))
     signature = contract.validate_attention(q, k, v, slopes, spans, fixed_slopes=fixed, **options)
+    if key_norms is not None:
+        norms_contract.check_kept(contract.spec(key_norms), signature)
     return explain_signature(replace(signature, graph=ms.get_context("mode") == ms.GRAPH_MODE))
 
 

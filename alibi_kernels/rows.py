@@ -165,7 +165,7 @@ def build_reference(signature: Signature, slopes: Slopes) -> Run:
         "input_layout": signature.input_layout,
     }
 
-    def run(tensors, slopes, spans):
+    def run(tensors, slopes, spans, key_norms):
         s = slopes if fixed is None else fixed
         z = tensors[0].shape[-1] ** -0.5 if scale is None else scale
         if weights:

@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "custom": {"contract", "_library"},
     "ascend": {"contract", "custom"},
     "rows": {"contract", "custom", "ascend", "reference", "_library", "_cann"},
-    "registry": {"contract", "custom", "rows"},
-    "ops": {"contract", "registry"},
+    "registry": {"contract", "norms_contract", "custom", "rows"},
+    "ops": {"contract", "norms_contract", "registry"},
+    "norms": {"contract", "norms_contract", "custom", "rows", "registry"},
     "layer_ops": {"contract", "layer_contract", "custom", "rows", "registry", "_library"},
     "info": {"contract", "layer_ops", "registry", "_library", "_cann", "native"},
 }

@@ -60,6 +60,17 @@ def test_against_the_oracle(ms, custom_calls, case, graph):
     ]
 
 
+def test_key_norms_stay_behind(ms, custom_calls, mode):
+    q, k = (normal(ms, 1, 2, n, 16).astype(ms.float16) for n in (1, 300))
+    norms = alibi_kernels.key_norms(k) * 0.0
+
+    def op(q, k, norms):
+        return alibi_kernels.alibi_attention(q, k, k, SLOPES, key_norms=norms, backend="ascend")
+
+    run = mode(op)
+    np.testing.assert_array_equal(run(q, k, norms).asnumpy(), run(q, k, None).asnumpy())
+
+
 @pytest.fixture
 def reaches(monkeypatch):
     """The inputs `reach` of the calls, in PyNative mode."""

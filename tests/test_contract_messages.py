@@ -266,7 +266,7 @@ def test_every_python_rule_is_tested() -> None:
     of_arrays |= {rule for rule in RULES if rule.startswith("array.")}
     # Tested in test_layer_ops.py and native/test_layer.py.
     of_arrays |= {rule for rule in RULES if rule.startswith("rows.")} | {"epsilon.range"}
-    # Tested in native/test_key_norms.py.
+    # Tested in test_kept_norms.py and test_key_norms.py.
     of_arrays |= {rule for rule in RULES if rule.startswith(("key_norms.", "norms.", "start."))}
     of_arrays |= {"backend.cannot"}  # test_registry.py
     of_arrays |= {"backend.lse_gradient"}  # test_ascend_choice.py

@@ -114,6 +114,20 @@ def test_the_kernel_computes_no_gradient_for_fixed_slopes(ms, cuda, monkeypatch)
     assert outputs == [(4, 2), (8, 4)]
 
 
+def test_key_norms_stay_behind(ms, cuda, mode):
+    """Its kernels read every key: norms are no operand, and a call that has some is the same."""
+    q, k = normal(ms, 1, 2, 1, 8), normal(ms, 1, 2, 300, 8)
+    norms = alibi_kernels.key_norms(k) * 0.0  # by these, the CPU kernels would leave keys out
+
+    def attend(norms):
+        def op(q, k, norms):
+            return alibi_kernels.alibi_attention(q, k, k, SLOPES, key_norms=norms, backend=cuda)
+
+        return mode(op)(q, k, norms)
+
+    np.testing.assert_array_equal(attend(norms).asnumpy(), attend(None).asnumpy())
+
+
 @pytest.mark.parametrize("op", ["alibi_attention_weights", "alibi_attention_packed"])
 def test_the_other_operators(ms, cuda, mode, op):
     """Against the same kernels with slopes as an attribute: the same bits."""
@@ -261,7 +275,7 @@ slopes = contract.Spec((2,), "float32")
 call = contract.validate_attention(spec, spec, spec, slopes, fixed_slopes=True)
 q = ms.Tensor(np.ones((1, 2, 4, 8), np.float32))
 try:
-    rows.build_cuda(call, (0.5, 0.25))((q, q, q), None, None)[0].asnumpy()
+    rows.build_cuda(call, (0.5, 0.25))((q, q, q), None, None, None)[0].asnumpy()
 except RuntimeError as error:
     print(str(error).splitlines()[0])
 """

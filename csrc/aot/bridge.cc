@@ -12,7 +12,7 @@
 //                            contiguous; an empty one may be null.
 //
 //   operator           inputs                                       outputs
-//   AlibiAttentionFwd  q k v [slopes] [spans]                       out lse
+//   AlibiAttentionFwd  q k v [slopes] [spans] [key_norms]           out lse
 //   AlibiAttentionBwd  q k v [slopes] [spans] out lse dout dlse     dq dk dv [dslopes]
 //   AlibiWeightsFwd    q k [slopes] [spans]                         p
 //   AlibiWeightsBwd    q k [slopes] [spans] p dp                    dq dk [dslopes]
@@ -21,7 +21,8 @@
 //
 // Attributes: causal, prune, has_spans (bool); bias, input_layout (string); scale (float; absent:
 // head_dim^-0.5); order (string; packed only); slopes (list of floats; absent: an operand);
-// fixed_slopes (bool; absent: false; true: the slopes operand is a constant, and has no gradient).
+// fixed_slopes (bool; absent: false; true: the slopes operand is a constant, and has no gradient);
+// has_key_norms (bool; absent: false; a backward has no use for them).
 // An attribute lies in host memory, so a library whose kernels read device memory takes fixed slopes
 // as such a constant. packed is [B, S, 3, H, D].
 //
@@ -75,6 +76,7 @@ ALIBI_EXPORT int AlibiAttentionFwd(int count, void** data, int* ranks, int64_t**
   call.take_q_and_k(&args);
   args.v = call.take_keys("v");
   call.take_slopes_and_spans(&args);
+  args.key_norms = call.take_key_norms();
   args.out = call.take_rows("out");
   args.lse = call.take_row_floats("lse");
   return call.finish(alibi_attention_fwd(&args, stream));

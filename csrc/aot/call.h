@@ -74,6 +74,7 @@ struct Attributes : AotKernelData {
   bool signed_bias = false;
   bool heads_first = false;  // "BNSD": [B, H, S, D]; otherwise "BSND": [B, S, H, D]
   bool has_spans = false;
+  bool has_key_norms = false;
   std::vector<float> slopes;      // fixed slopes; empty: they are an operand
   bool trained_slopes = false;    // an operand that gets a gradient
   std::array<int64_t, 3> slot{};  // where q, k and v lie on axis 2 of a packed tensor
@@ -86,9 +87,10 @@ inline bool one_of(AotExtra* extra, const char* name, const char* yes, const cha
   return value == yes;
 }
 
-inline bool has_fixed_slopes(AotExtra* extra) {
-  return extra->HasAttr("fixed_slopes") && extra->get_bool("fixed_slopes");
+inline bool is_set(AotExtra* extra, const char* name) {
+  return extra->HasAttr(name) && extra->get_bool(name);
 }
+inline bool has_fixed_slopes(AotExtra* extra) { return is_set(extra, "fixed_slopes"); }
 
 inline int init(AotExtra* extra) {
   auto* a = new Attributes;
@@ -99,6 +101,7 @@ inline int init(AotExtra* extra) {
   a->signed_bias = one_of(extra, "bias", "signed", "symmetric");
   a->heads_first = one_of(extra, "input_layout", "BNSD", "BSND");
   a->has_spans = extra->get_bool("has_spans");
+  a->has_key_norms = is_set(extra, "has_key_norms");
   if (extra->HasAttr("slopes")) a->slopes = extra->get_floats("slopes");
   a->trained_slopes = a->slopes.empty() && !has_fixed_slopes(extra);
   if (extra->HasAttr("order")) {
@@ -167,6 +170,12 @@ class Call {
     args->slopes = fixed.empty() ? take_floats("slopes", {problem_.heads_q}) : fixed.data();
     if (attributes_.has_spans)
       args->spans = static_cast<const int32_t*>(take("spans", {problem_.batch, 3}, "int32"));
+  }
+  // [key_norms]
+  const float* take_key_norms() {
+    if (!attributes_.has_key_norms) return nullptr;
+    const int64_t blocks = (problem_.len_k + ALIBI_NORM_KEYS - 1) / ALIBI_NORM_KEYS;
+    return take_floats("key_norms", {problem_.batch, problem_.heads_kv, blocks});
   }
   float* take_slope_gradient() {
     return attributes_.trained_slopes ? take_floats("dslopes", {problem_.heads_q}) : nullptr;
