@@ -16,7 +16,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from alibi_kernels import contract, custom, layer_contract, registry, rows
+from alibi_kernels import custom, layer_contract, registry, rows
+from alibi_kernels.forms import form, require_tensor, spec
 
 Run = Callable[..., Tensor]
 
@@ -46,7 +47,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5) ->
 
     Source: arXiv 1607.06450.
     """
-    run = _planner("layer_norm", (_form(x), _form(gamma), _form(beta)), epsilon)
+    run = _planner("layer_norm", (form(x), form(gamma), form(beta)), epsilon)
     return run(x, gamma, beta)
 
 
@@ -71,22 +72,14 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
     Source: arXiv 1606.08415.
     """
-    run = _planner("bias_gelu", (_form(x), _form(bias)), None)
+    run = _planner("bias_gelu", (form(x), form(bias)), None)
     return run(x, bias)
-
-
-def _form(x: Any) -> tuple[Any, ...]:
-    """What planning needs of a tensor: whether it is one, and its shape and dtype."""
-    if isinstance(x, Tensor):
-        return True, x.shape, x.dtype
-    return False, x, None
 
 
 def _plan(op: str, forms: tuple[Any, ...], epsilon: Any) -> Run:
     """What runs a call; layer_contract's TypeError or ValueError if it breaks a rule."""
-    for name, (is_tensor, x, _) in zip(_TENSORS[op], forms, strict=True):
-        if not is_tensor:
-            contract.require_type(name, x, Tensor, op=op)
+    for name, x in zip(_TENSORS[op], forms, strict=True):
+        require_tensor(name, x, op=op)
     if op == "layer_norm":
         layer_contract.check_epsilon(epsilon, op=op)
         epsilon = float(epsilon)
@@ -102,7 +95,7 @@ def _cached_plan(
     device: str,
     environment: str | None,  # part of the key only
 ) -> Run:
-    shapes = [(-2,) if shape is None else tuple(shape) for _, shape, _ in forms]
+    shapes = [spec(*x[1:]).shape for x in forms]
     if shapes[0] != (-2,):  # whose rank a graph does not know yet
         layer_contract.check_x(shapes[0], op=op)
     for name, shape in zip(_TENSORS[op][1:], shapes[1:], strict=True):

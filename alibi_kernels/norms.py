@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from alibi_kernels import contract, custom, norms_contract, registry, rows
+from alibi_kernels.forms import form, require_tensor, spec
 from alibi_kernels.norms_contract import NORM_KEYS
 
 # raised(k, start [B] int32, norms) -> norms, raised
@@ -63,15 +64,8 @@ def key_norms(
 
     Source: Train Short, Test Long (arXiv 2108.12409); the bound is Rule D of docs/maths.md.
     """
-    run = _planner(_form(k), start, _form(norms), input_layout)
+    run = _planner(form(k), start, form(norms), input_layout)
     return run(k, start, norms)
-
-
-def _form(x: Any) -> tuple[Any, ...]:
-    """What planning needs of k and norms: whether it is a Tensor, and its shape and dtype."""
-    if isinstance(x, Tensor):
-        return True, x.shape, x.dtype
-    return False, x, None
 
 
 class _Plan(NamedTuple):
@@ -85,16 +79,15 @@ class _Plan(NamedTuple):
 
 def _plan(k: tuple[Any, ...], start: Any, norms: tuple[Any, ...], layout: str) -> _Plan:
     """The plan of a call; TypeError or ValueError if it breaks a rule."""
-    if not k[0]:
-        contract.require_type("k", k[1], Tensor, op=_OP)
-    if not (norms[0] or norms[1] is None):
-        contract.require_type("norms", norms[1], Tensor, op=_OP)
+    require_tensor("k", k, op=_OP)
+    require_tensor("norms", norms, op=_OP, optional=True)
     contract.check_choice("input_layout", layout, contract.LAYOUTS, op=_OP)
-    keys, kept = _spec(k), _spec(norms) if norms[0] else None
+    keys, kept = spec(*k[1:]), spec(*norms[1:]) if norms[0] else None
     sizes = norms_contract.check_keys(keys, layout, op=_OP)
     first = None
     if isinstance(start, Tensor):
-        norms_contract.check_starts(_spec(_form(start)), sizes.batch, kept is not None, op=_OP)
+        starts = spec(start.shape, start.dtype)
+        norms_contract.check_starts(starts, sizes.batch, kept is not None, op=_OP)
     else:
         norms_contract.check_start(start, op=_OP)
         first = start
@@ -106,11 +99,6 @@ def _plan(k: tuple[Any, ...], start: Any, norms: tuple[Any, ...], layout: str) -
         blocks = kept.shape[2] if len(kept.shape) == 3 else None
     run = _raise(layout, rows.device_target(), os.environ.get("ALIBI_BACKEND"))
     return _Plan(run, sizes, first, blocks)
-
-
-def _spec(form: tuple[Any, ...]) -> contract.Spec:
-    _, shape, dtype = form
-    return contract.Spec((-2,) if shape is None else tuple(shape), contract.dtype_name(dtype))
 
 
 @lru_cache(maxsize=64)

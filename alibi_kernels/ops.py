@@ -21,6 +21,7 @@ from mindspore import Parameter, Tensor, nn
 
 from alibi_kernels import contract, norms_contract, registry
 from alibi_kernels.contract import Signature, Spec
+from alibi_kernels.forms import form, require_tensor, spec
 from alibi_kernels.registry import Run
 
 # public function -> what validates its arguments, and the names of its tensors.
@@ -99,7 +100,7 @@ def alibi_attention(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, input_layout, prune, return_lse, backend)
-    forms, norms = (_form(q), _form(k), _form(v)), _form(key_norms)
+    forms, norms = (form(q), form(k), form(v)), form(key_norms)
     run = _planner("alibi_attention", forms, slopes, spans, norms, options, None)
     out, lse = run((q, k, v), slopes, spans, key_norms)
     if return_lse:
@@ -144,8 +145,8 @@ def alibi_attention_packed(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, "BSND", prune, return_lse, backend)
-    forms = (_form(packed),)
-    run = _planner("alibi_attention_packed", forms, slopes, spans, _form(None), options, order)
+    forms = (form(packed),)
+    run = _planner("alibi_attention_packed", forms, slopes, spans, form(None), options, order)
     out, lse = run((packed,), slopes, spans, None)
     if return_lse:
         return out, lse
@@ -189,8 +190,8 @@ def alibi_attention_weights(
     Source: Train Short, Test Long (arXiv 2108.12409).
     """
     options = (scale, causal, bias, input_layout, prune, False, backend)
-    forms = (_form(q), _form(k))
-    run = _planner("alibi_attention_weights", forms, slopes, spans, _form(None), options, None)
+    forms = (form(q), form(k))
+    run = _planner("alibi_attention_weights", forms, slopes, spans, form(None), options, None)
     return run((q, k), slopes, spans, None)
 
 
@@ -229,16 +230,6 @@ class TrainedSlopes(nn.Cell):
         return self.slopes.astype(ms.float32)
 
 
-def _form(x: Any) -> tuple[Any, ...]:
-    """What planning needs of q, k, v or key_norms: whether it is a Tensor, and its shape and dtype.
-
-    Not the Tensor itself: a graph would hand out a placeholder with memory of its size.
-    """
-    if isinstance(x, Tensor):
-        return True, x.shape, x.dtype
-    return False, x, None
-
-
 class _Plan(NamedTuple):
     """How one kind of call is run."""
 
@@ -258,13 +249,11 @@ def _plan(
     graph: bool,
 ) -> _Plan:
     """The plan of a call; contract.py's TypeError or ValueError if it breaks a rule."""
-    for name, (is_tensor, x, _) in zip(_OPERATORS[op][1], forms, strict=True):
-        if not is_tensor:
-            contract.require_type(name, x, Tensor, op=op)
+    for name, x in zip(_OPERATORS[op][1], forms, strict=True):
+        require_tensor(name, x, op=op)
+    require_tensor("key_norms", norms, op=op, optional=True)
     if spans is not None:
         contract.require_type("spans", spans, Tensor, op=op)
-    if not (norms[0] or norms[1] is None):
-        contract.require_type("key_norms", norms[1], Tensor, op=op)
     arguments = (
         op,
         forms,
@@ -306,11 +295,11 @@ def _make_plan(
     if not isinstance(return_lse, bool):
         raise contract.error("flag.type", op, name="return_lse", got=contract.describe(return_lse))
     fixed = None if trained else contract.fixed_slopes(slopes, op=op)
-    slopes_spec = _spec(slopes) if fixed is None else Spec((len(fixed),), "float32")
+    slopes_spec = spec(*slopes) if fixed is None else Spec((len(fixed),), "float32")
     signature = _OPERATORS[op][0](
-        *[_spec(form[1:]) for form in forms],
+        *[spec(*x[1:]) for x in forms],
         slopes_spec,
-        None if spans is None else _spec(spans),
+        None if spans is None else spec(*spans),
         fixed_slopes=fixed is not None,
         scale=scale,
         causal=causal,
@@ -321,18 +310,13 @@ def _make_plan(
         **({} if order is None else {"order": order}),
     )
     if norms[0]:
-        norms_contract.check_kept(_spec(norms[1:]), signature)
+        norms_contract.check_kept(spec(*norms[1:]), signature)
     signature = replace(signature, key_norms=norms[0], graph=graph)
     len_k = -1 if signature.len_k is None else signature.len_k
     return _Plan(registry.plan(signature, fixed), len_k, signature.causal)
 
 
 _cached_plan = lru_cache(maxsize=4096, typed=True)(_make_plan)
-
-
-def _spec(shape_and_dtype: tuple[Any, ...]) -> Spec:
-    shape, dtype = shape_and_dtype
-    return Spec((-2,) if shape is None else tuple(shape), contract.dtype_name(dtype))
 
 
 def _plan_in_graph(

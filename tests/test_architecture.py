@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "ascend": {"contract", "custom"},
     "rows": {"contract", "custom", "ascend", "reference", "_library", "_cann"},
     "registry": {"contract", "norms_contract", "custom", "rows"},
-    "ops": {"contract", "norms_contract", "registry"},
-    "norms": {"contract", "norms_contract", "custom", "rows", "registry"},
-    "layer_ops": {"contract", "layer_contract", "custom", "rows", "registry", "_library"},
+    "forms": {"contract"},
+    "ops": {"contract", "norms_contract", "forms", "registry"},
+    "norms": {"contract", "norms_contract", "forms", "custom", "rows", "registry"},
+    "layer_ops": {"layer_contract", "forms", "custom", "rows", "registry"},
     "info": {"contract", "layer_ops", "registry", "_library", "_cann", "native"},
 }
 # Modules that work where MindSpore is not installed, and what else they may not import.
