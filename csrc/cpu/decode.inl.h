@@ -3,7 +3,9 @@
 // and V is read once, and reading them is all that should take time.
 //
 // A unit of work is one chunk of the keys of one (batch item, key head), with all query rows that
-// read them: the rows of every query head of the group. Chunk 0 is the keys nearest to the rows:
+// read them: the rows of every query head of the group. Where the rows of a head lie apart because
+// those of other heads lie between them, a unit has some of these heads, which take turns block by
+// block: what is read is then near together again. Chunk 0 is the keys nearest to the rows:
 //
 //   keys ->   [ left chunk [ left chunk [ chunk 0 )[ right chunk )     right: without causal mask
 //                               rows stand here  ^
@@ -33,6 +35,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <new>
+
 #include "exp.inl.h"
 #include "geometry.h"
 #include "micro_decode.inl.h"
@@ -48,6 +52,7 @@ constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the la
 constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
 constexpr int64_t kMinChunkKeys = 512;
 constexpr int64_t kBlockBytes = 8192;
+constexpr int64_t kMostHeads = 16;  // of a unit
 constexpr int64_t kNearKeys = 128;  // of chunk 0 when the others wait for it
 
 ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
@@ -59,6 +64,14 @@ constexpr int block_keys(const AlibiProblem& p) {
   const int64_t bytes = p.head_dim * (p.dtype == ALIBI_FLOAT32 ? 4 : 2);
   const int64_t keys = kBlockBytes / bytes / kNormBlock * kNormBlock;
   return keys < kNormBlock ? kNormBlock : keys > kBlockKeys ? kBlockKeys : static_cast<int>(keys);
+}
+
+// How many units share the heads of a batch item. Heads whose keys the caller's norms leave out stand
+// by themselves.
+ALIBI_INLINE int64_t head_groups(const AlibiAttentionFwdArgs& a) {
+  const int64_t heads = a.problem.heads_kv;
+  const bool between = a.k.stride_h < a.k.stride_s && a.v.stride_h < a.v.stride_s;
+  return between && a.key_norms == nullptr ? divide_up(heads, kMostHeads) : heads;
 }
 
 // One query row of a unit. Sums are relative to 2^m.
@@ -119,6 +132,7 @@ struct DecodeCall {
   static_assert(kDecodeRows <= kRows<V>, "the rows of a head are one tile of geometry.h");
   const AlibiAttentionFwdArgs& args;
   int64_t group, rows;                    // query heads of a key head; their query rows
+  int64_t head_groups, together;          // of a batch item; key heads of a unit, at most
   int64_t near_keys, chunk_keys, chunks;  // at most so many
   int dim, padded;
   int block;  // keys of a block
@@ -133,6 +147,8 @@ struct DecodeCall {
       : args(a),
         group(a.problem.heads_q / a.problem.heads_kv),
         rows(group * a.problem.len_q),
+        head_groups(cpu::head_groups(a)),
+        together(divide_up(a.problem.heads_kv, head_groups)),
         dim(static_cast<int>(a.problem.head_dim)),
         padded(round_up(dim, V::kWidth)),
         block(block_keys(a.problem)),
@@ -141,7 +157,7 @@ struct DecodeCall {
         order(turns),
         parts(nullptr) {
     const AlibiProblem& p = a.problem;
-    const int64_t even = p.batch * p.heads_kv * p.len_k / kDecodeUnits;
+    const int64_t even = p.batch * head_groups * p.len_k / kDecodeUnits;
     chunk_keys = max_int64(kMinChunkKeys, (even + block - 1) / block * block);
     near_keys = prune ? kNearKeys : chunk_keys;
     chunks = 2 + (p.len_k + chunk_keys - 1) / chunk_keys;  // both sides may end in a part of one
@@ -149,6 +165,7 @@ struct DecodeCall {
 
   int64_t heads() const { return args.problem.batch * args.problem.heads_kv; }
   int64_t part_floats() const { return padded + 16; }
+  int64_t scratch_floats() const;  // of a head
   float* part(int64_t head, int64_t chunk, int64_t row) const {
     return parts + ((head * chunks + chunk) * rows + row) * part_floats();
   }
@@ -204,6 +221,11 @@ struct DecodeScratch {
   }
 };
 
+template <class V>
+int64_t DecodeCall<V>::scratch_floats() const {
+  return DecodeScratch<V>(nullptr, *this).floats;
+}
+
 // kMost: no block has more keys. Where blocks are small, the compiler knows it.
 template <class V, int kMost>
 class DecodeUnit {
@@ -222,28 +244,38 @@ class DecodeUnit {
     v_ = head_view(call.args.v, problem_.dtype, b, g);
   }
 
-  void run() {
-    if (chunk_ >= keys_.chunks()) return;
+  // Begins, and returns the keys to take in, the same ones for every head of a unit.
+  KeyRange begin() {
+    if (chunk_ >= keys_.chunks()) return {0, 0};
     for (int64_t r = 0; r < call_.rows; ++r) {
       load_row(r);
       memset(o_ + r * call_.part_floats(), 0, sizeof(float) * call_.padded);
     }
-    const KeyRange all = call_.chunk(keys_, chunk_), keys = within_reach(all);
-    int64_t visited = 0;
-    for (int64_t begin = keys.begin; begin < keys.end; begin += block()) {
-      const int count = min_int(block(), keys.end - begin);
-      score(begin, count);
-      if (!weigh(begin, count)) continue;
-      add(begin, count);
-      ++visited;
-    }
-    count_work(call_.args.options, visited, blocks(all));
-    count_decode(call_.args.options, blocks(keys), 0);
+    all_ = call_.chunk(keys_, chunk_);
+    reach_ = within_reach(all_);
+    return reach_;
+  }
+
+  // Takes in the block that begins at a key.
+  void take(int64_t key) {
+    const int count = min_int(block(), reach_.end - key);
+    score(key, count);
+    if (!weigh(key, count)) return;
+    add(key, count);
+    ++visited_;
+  }
+
+  void finish() const {
+    if (all_.empty()) return;
+    count_work(call_.args.options, visited_, blocks(all_));
+    count_decode(call_.args.options, blocks(reach_), 0);
     for (int64_t r = 0; r < call_.rows; ++r) {
       const DecodeRow& row = w_.row[r];
       call_.sums(head_, chunk_, r) = {row.m, row.l, row.dropped};
     }
   }
+
+  int block() const { return kMost == kNormBlock ? kMost : min_int(kMost, call_.block); }
 
  private:
   void load_row(int64_t r) {
@@ -278,7 +310,6 @@ class DecodeUnit {
                 prune_constant(problem_, call_.args.slopes[h]);
   }
 
-  int block() const { return kMost == kNormBlock ? kMost : min_int(kMost, call_.block); }
   int64_t blocks(const KeyRange& keys) const {
     return (keys.end - keys.begin + block() - 1) / block();
   }
@@ -429,16 +460,33 @@ class DecodeUnit {
   const DecodeScratch<V> w_;
   float* const o_;
   HeadView k_, v_;
-  int64_t limit_ = 0;  // the smallest of the rows
+  KeyRange all_{0, 0}, reach_{0, 0};  // the chunk, and what of it is within reach
+  int64_t visited_ = 0;               // blocks whose values were needed
+  int64_t limit_ = 0;                 // the smallest of the rows
   bool drops_ = false, linear_ = false;
 };
 
 template <class V, int kMost>
 void decode_unit(const void* context, int64_t index, float* scratch) {
+  using Unit = DecodeUnit<V, kMost>;
   const auto& call = *static_cast<const DecodeCall<V>*>(context);
-  const int64_t head = call.order.head(index / call.count);
-  if (call.prune && call.first == 0) call.norms.fill_one(head);
-  DecodeUnit<V, kMost>(call, head, call.first + index % call.count, scratch).run();
+  const int64_t heads_kv = call.args.problem.heads_kv, turn = index / call.count;
+  const int64_t first = turn % call.head_groups * call.together;
+  const int count = min_int(call.together, heads_kv - first);
+  alignas(Unit) unsigned char memory[kMostHeads * sizeof(Unit)];
+  Unit* units = reinterpret_cast<Unit*>(memory);
+  KeyRange keys{0, 0};
+  for (int i = 0; i < count; ++i) {
+    const int64_t head =
+        call.together == 1 ? call.order.head(turn) : turn / call.head_groups * heads_kv + first + i;
+    if (call.prune && call.first == 0) call.norms.fill_one(head);
+    float* own = scratch + i * call.scratch_floats();
+    keys = (new (units + i) Unit(call, head, call.first + index % call.count, own))->begin();
+  }
+  for (int64_t key = keys.begin; key < keys.end; key += units->block()) {
+    for (int i = 0; i < count; ++i) units[i].take(key);
+  }
+  for (int i = 0; i < count; ++i) units[i].finish();
 }
 
 // out and lse of the rows of one key head, from their parts.
@@ -495,7 +543,7 @@ int32_t decode_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const Buffer parts(sizeof(float) * heads * call.chunks * call.rows * call.part_floats());
   if (parts.data() == nullptr) return ALIBI_OUT_OF_MEMORY;
   call.parts = parts.floats();
-  const int64_t scratch = DecodeScratch<V>(nullptr, call).floats;
+  const int64_t scratch = call.together * call.scratch_floats();
   const int64_t near = call.prune ? 1 : 0;  // chunks that the others wait for
   const int64_t rounds[][2] = {{0, near}, {near, call.chunks - near}};
   const WorkItem unit =
@@ -505,8 +553,8 @@ int32_t decode_fwd(const AlibiAttentionFwdArgs& a, int threads) {
     call.count = count;
     const int64_t keys = first == near ? p.len_k : min_int64(p.len_k, kNearKeys);
     const double pairs = static_cast<double>(heads * call.rows) * keys;
-    const int32_t status =
-        run_items(heads * count, threads, 4.0 * pairs * p.head_dim, scratch, unit, &call);
+    const int32_t status = run_items(p.batch * call.head_groups * count, threads,
+                                     4.0 * pairs * p.head_dim, scratch, unit, &call);
     if (status != ALIBI_OK) return status;
   }
   count_decode(a.options, 0, heads * call.rows);

@@ -22,6 +22,7 @@ from tests.native.test_prune import ADVERSARIAL, adversarial
 
 MOST_ROWS = 8  # kDecodeRows
 NEAR, CHUNK = 128, 512  # kNearKeys, kMinChunkKeys
+TURNS = 16  # kMostHeads
 
 
 def modes() -> list[Case]:
@@ -105,6 +106,21 @@ def test_every_head_dim(isa: str) -> None:
     for dim in range(1, 257):
         case = Case("", 1, 1 + dim % 7, 1, 1, 19, dim, layout="BSND")
         assert_right(case, DTYPES[dim % 3], isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("heads", [TURNS, TURNS + 1, 2 * TURNS + 3])
+def test_heads_that_take_turns(heads: int, isa: str) -> None:
+    """Where other heads lie between the rows of a head, a unit of work has up to TURNS of them."""
+    spans = ((3, 1290, 1280), (0, 0, 0), (0, 1300, 1299))
+    blocks = []
+    for layout in ("BSND", "BNSD"):
+        case = Case("", 3, 2 * heads, heads, 1, 1300, 20, layout=layout, spans=spans)
+        stats: dict[str, int] = {}
+        for prune in (True, False):
+            assert_right(case, "float32", isa=isa, prune=prune, stats=stats)
+        blocks.append((stats["tiles_visited"], stats["tiles_scored"]))
+    assert blocks[0] == blocks[1] and blocks[0][0] > 0
 
 
 @pytest.mark.parametrize("isa", ISAS)
