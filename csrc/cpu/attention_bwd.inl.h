@@ -375,22 +375,26 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     const bool masked = tile.diagonal && problem_.causal != 0;
     const float factor = Operands<V>::ramp_factor(scale2());
     if (!tile.diagonal) fill_ramp<V>(bias, tile.count, factor, own_.ramp);
-    const int ahead = static_cast<int>(rows.pos0 - tile.begin);  // small where it is used
+    const int64_t ahead = rows.pos0 - tile.begin;
+    slope_sum_ = V::zero();
     for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
       fetch_.step();
-      const int first = masked ? (k0 - ahead) / V::kWidth : 0;
-      const Group group{this->key_offset(tile.begin + k0), k0, first * V::kWidth};
+      const int first = masked ? (k0 - static_cast<int>(ahead)) / V::kWidth : 0;
+      const int lane = first * V::kWidth;
+      const Group group{this->key_offset(tile.begin + k0), k0, lane, tile.count - k0,
+                        static_cast<float>(ahead + lane - k0)};
       with_count<V::kRowVecs>(rows.vecs - first, [&](auto n) {
         constexpr int N = decltype(n)::value;
         if (tile.diagonal) {
-          diagonal_group<N>(group, rows.slope2 * factor,
-                            static_cast<float>(ahead + group.lane - k0), masked);
+          diagonal_group<N>(group, rows.slope2 * factor, masked);
         } else {
           linear_group<N>(group, bias);
         }
       });
     }
   }
+
+  float slope_sum(const RowTile&, const KeyTile&) const { return V::reduce_add(slope_sum_); }
 
   void add_strip(const RowTile& rows, int begin, int count, int lane, int64_t key) {
     add_outer<V>(own_.p_t + begin * kRows<V> + lane, own_.dout.from(lane, padded_), padded_,
@@ -403,6 +407,8 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   struct Group {
     int64_t key;  // offset of the first key in the copies
     int k0, lane;
+    int keys;  // what is left of the tile: fewer than kKeys in its last group, others are padding
+    float ahead;  // position of row `lane` minus that of the first key
   };
 
   float scale2() const { return problem_.scale * kLog2E; }
@@ -423,17 +429,19 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
       for (int v = 0; v < N; ++v) acc[k][v] = start;
     }
     finish_group<N>(g, acc, off, [](int, int, Reg x) { return x; });
+    if (args_.dslopes == nullptr) return;
+    clear_padding<V, N>(g.keys, acc);
+    slope_sum_ = add_distances<V, N>(acc, g.ahead, slope_sum_);
   }
 
-  // A group on the diagonal: bias and mask pair by pair. `ahead` is the position of row `lane`
-  // minus that of the first key, `slope` is in the units of the accumulators.
+  // A group on the diagonal: bias and mask pair by pair. `slope` is in the units of the accumulators.
   template <int N>
-  void diagonal_group(const Group& g, float slope, float ahead, bool masked) {
+  void diagonal_group(const Group& g, float slope, bool masked) {
     Acc<V, N> acc;
     Reg off[N], row[N];
     for (int v = 0; v < N; ++v) {
       off[v] = V::load(own_.minus_lse2 + g.lane + v * V::kWidth);
-      row[v] = V::add(V::iota(), V::set1(ahead + static_cast<float>(v * V::kWidth)));
+      row[v] = V::add(V::iota(), V::set1(g.ahead + static_cast<float>(v * V::kWidth)));
 #pragma GCC unroll 8
       for (int k = 0; k < V::kKeys; ++k) {
         const Reg distance = V::sub(row[v], V::set1(static_cast<float>(k)));
@@ -444,9 +452,13 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
       const Reg seen = V::select(V::lt(row[v], V::set1(static_cast<float>(k))), V::zero(), x);
       return masked ? seen : x;
     });
+    if (args_.dslopes == nullptr) return;
+    clear_padding<V, N>(g.keys, acc);
+    slope_sum_ = add_absolute_distances<V, N>(acc, g.ahead, slope_sum_);
   }
 
-  // acc holds the bias; off is the rest of it less lse; `mask` zeroes what the row may not see.
+  // acc holds the bias, and dS^T afterwards; off is the rest of the bias less lse; `mask` zeroes what
+  // the row may not see.
   template <int N, class Mask>
   ALIBI_INLINE void finish_group(const Group& g, Acc<V, N>& acc, const Reg (&off)[N], Mask mask) {
     Element<V>* p_t = own_.p_t + g.k0 * kRows<V> + g.lane;
@@ -477,7 +489,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
 #pragma GCC unroll 2
         for (int t = 0; t < kTerms<V>; ++t) {
           const Reg p = V::load(exact + (k + t) * kRows<V> + v * V::kWidth);
-          ds[t] = mask(k + t, v, V::mul(acc[k + t][v], p));
+          ds[t] = acc[k + t][v] = mask(k + t, v, V::mul(acc[k + t][v], p));
         }
         store_ds(g.k0 + k, g.lane + v * V::kWidth, ds);
       }
@@ -500,13 +512,13 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
 #pragma GCC unroll 2
       for (int t = 0; t < kTerms<V>; ++t) {
         Operands<V>::store(w_.ds.rows + (k + t) * kRows<V> + lane, ds[t]);
-        if (args_.dslopes != nullptr) V::store(w_.ds.exact + (k + t) * kRows<V> + lane, ds[t]);
       }
     }
   }
 
   AttentionScratch<V> own_;
   RowFetch fetch_;
+  Reg slope_sum_ = V::zero();  // of the tile that was computed last
 };
 
 template <class V>

@@ -11,6 +11,7 @@
 //   load_rows(rows, head, h)        q, and whatever dS needs of a tile of rows
 //   fetch_rows(h, sum, begin, end, groups)   may have rows that come next fetched; dq's go to `sum`
 //   compute_tile(rows, tile)        dS^T of one tile
+//   slope_sum(rows, tile)           of that tile: sum dS_ij (j - p_i), on the diagonal |p_i - j|
 //   add_strip(...)                  its own gradients, for keys that the same row vectors see
 #ifndef ALIBI_CPU_CHUNK_WORK_INL_H_
 #define ALIBI_CPU_CHUNK_WORK_INL_H_
@@ -110,19 +111,17 @@ struct RowOperands {
 };
 
 // A^T of a tile, for the sums over keys (lanes) and over rows (elements); where kTerms is 1 both are
-// the float32 that they were rounded from.
+// the same memory.
 template <class V>
 struct TileOperands {
-  float* exact;      // [kBwdTileKeys][kRows]
   Element<V>* rows;  // [kBwdTileKeys][kRows]
   Lane<V>* lanes;    // [kBwdTileKeys / kTerms][kRows]
 
   void carve(Carver* carver) {
-    exact = carver->take(kBwdTileKeys * kRows<V>);
+    rows = carver->take<Element<V>>(kBwdTileKeys * kRows<V>);
     if constexpr (kTerms<V> == 1) {
-      rows = lanes = exact;
+      lanes = rows;
     } else {
-      rows = carver->take<Element<V>>(kBwdTileKeys * kRows<V>);
       lanes = carver->take<Lane<V>>(lanes_of<V>(kBwdTileKeys) * kRows<V>);
     }
   }
@@ -153,32 +152,6 @@ struct ChunkScratch {
     ds.carve(carver);
   }
 };
-
-// sum dS_ij dbias_ij / dslope over the keys [begin, end) of a tile and N row vectors from `lane`
-// on. Off the diagonal dbias/dslope is sign * (j - p_i), on it -|p_i - j|.
-template <class V, int N>
-float slope_gradient(const float* ds_t, const RowTile& rows, const KeyTile& tile, float sign,
-                     int lane, int begin, int end) {
-  typename V::Reg total = V::zero();
-  for (int v = 0; v < N; ++v) {
-    const int64_t ahead = rows.pos0 + lane + v * V::kWidth - (tile.begin + begin);
-    const typename V::Reg row = V::add(V::iota(), V::set1(static_cast<float>(ahead)));
-    typename V::Reg ds_sum = V::zero(), weighted = V::zero();
-    for (int k = 0; k < end - begin; ++k) {
-      const typename V::Reg key = V::set1(static_cast<float>(k));
-      const typename V::Reg ds = V::load(ds_t + (begin + k) * kRows<V> + lane + v * V::kWidth);
-      if (tile.diagonal) {
-        weighted = V::fnma(ds, V::abs(V::sub(row, key)), weighted);
-      } else {
-        weighted = V::fma(ds, key, weighted);
-        ds_sum = V::add(ds_sum, ds);
-      }
-    }
-    if (!tile.diagonal) weighted = V::mul(V::set1(sign), V::fnma(ds_sum, row, weighted));
-    total = V::add(total, weighted);
-  }
-  return V::reduce_add(total);
-}
 
 template <class V, class Args, class Operation>
 class ChunkWork {
@@ -297,18 +270,20 @@ class ChunkWork {
     call_.turns.finish(unit_, item);
   }
 
-  // The keys of one run, tile by tile from its end.
+  // The keys of one run, tile by tile from its end. dbias/dslope is sign * (j - p_i), on the diagonal
+  // sign * |p_i - j|.
   void visit_run(const RowTile& rows, KeyRange keys, bool diagonal, float gradient, float sign) {
     for (int64_t end = keys.end; end > keys.begin;) {
       const int count = min_int(kBwdTileKeys, end - keys.begin);
       end -= count;
       const KeyTile tile{end, count, diagonal, gradient};
       self().compute_tile(rows, tile);
-      add_gradients(rows, tile, sign);
+      add_gradients(rows, tile);
+      if (args_.dslopes != nullptr) dslope_ += sign * self().slope_sum(rows, tile);
     }
   }
 
-  void add_gradients(const RowTile& rows, const KeyTile& tile, float sign) {
+  void add_gradients(const RowTile& rows, const KeyTile& tile) {
     const bool masked = tile.diagonal && problem_.causal != 0;
     for_strips<V>(rows, tile, masked, [&](auto n, int first, int begin, int end) {
       constexpr int N = decltype(n)::value;
@@ -318,9 +293,6 @@ class ChunkWork {
       add_outer<V>(w_.ds.rows + begin * kRows<V> + lane, w_.q.from(lane, padded_), padded_,
                    lanes_of<V>(rows.rows - lane), count, padded_, w_.dkeys + key, padded_);
       self().add_strip(rows, begin, count, lane, key);
-      if (args_.dslopes != nullptr) {
-        dslope_ += slope_gradient<V, N>(w_.ds.exact, rows, tile, sign, lane, begin, end);
-      }
     });
   }
 

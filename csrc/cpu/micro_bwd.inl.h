@@ -1,6 +1,8 @@
-// The product that only the backward passes need, a sum over query rows (dK and dV):
+// The product that only the backward passes need, a sum over query rows (dK and dV), and the sums
+// for the gradient of a slope:
 //
 //   add_outer        C[j][d] += sum_i A^T[j][i] * X[i][d]       broadcast A^T x vector X
+//   add_distances    sum_ij dS^T[j][i] (j - p_i)                from registers
 //
 // A^T is P^T or dS^T as it lies, X is dOut or Q row by row (lanes of kTerms rows): nothing is
 // transposed for it. The same shape of micro-kernel as in micro.inl.h: kKeys x N accumulators in
@@ -74,6 +76,57 @@ void add_outer(const Element<V>* a_t, const Lane<V>* x, int64_t x_stride, int ro
       }
     });
   }
+}
+
+// dS^T of the keys from number `keys` of a group on becomes 0: what pads the last group of a tile may
+// be keys that no row of it may see.
+template <class V, int N>
+ALIBI_INLINE void clear_padding(int keys, Acc<V, N>& ds) {
+  if (keys >= V::kKeys) return;
+#pragma GCC unroll 8
+  for (int k = 0; k < V::kKeys; ++k) {
+    if (k < keys) continue;
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) ds[k][v] = V::zero();
+  }
+}
+
+// total + sum dS_ij (j - p_i) of a group whose first key lies `ahead` positions before the first row.
+// A sum of k dS_k is a sum of the sums of dS from key 1 on, from key 2 on, ...: additions alone, and
+// those run beside the products.
+template <class V, int N>
+ALIBI_INLINE typename V::Reg add_distances(const Acc<V, N>& ds, float ahead,
+                                           typename V::Reg total) {
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    const typename V::Reg row =
+        V::add(V::iota(), V::set1(ahead + static_cast<float>(v * V::kWidth)));
+    typename V::Reg sum = ds[V::kKeys - 1][v], weighted = sum;
+#pragma GCC unroll 8
+    for (int k = V::kKeys - 2; k > 0; --k) {
+      sum = V::add(sum, ds[k][v]);
+      weighted = V::add(weighted, sum);
+    }
+    total = V::add(total, V::fnma(V::add(sum, ds[0][v]), row, weighted));
+  }
+  return total;
+}
+
+// total + sum dS_ij |j - p_i|, likewise.
+template <class V, int N>
+ALIBI_INLINE typename V::Reg add_absolute_distances(const Acc<V, N>& ds, float ahead,
+                                                    typename V::Reg total) {
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    const typename V::Reg row =
+        V::add(V::iota(), V::set1(ahead + static_cast<float>(v * V::kWidth)));
+#pragma GCC unroll 8
+    for (int k = 0; k < V::kKeys; ++k) {
+      const typename V::Reg distance = V::abs(V::sub(row, V::set1(static_cast<float>(k))));
+      total = V::fma(ds[k][v], distance, total);
+    }
+  }
+  return total;
 }
 
 }  // namespace

@@ -79,6 +79,30 @@ void prepare_centers(const void* context, int64_t index, float*) {
   count_work(a.options, count_tiles(rows), count_tiles(rows));
 }
 
+// sum dS_ij (j - p_i), on the diagonal |p_i - j|, over the keys of a tile. dS is 0 where a row may not
+// see a key.
+template <class V>
+float slope_sum_of(const float* ds_t, const RowTile& rows, const KeyTile& tile) {
+  typename V::Reg total = V::zero();
+  for (int lane = 0; lane < rows.vecs * V::kWidth; lane += V::kWidth) {
+    const int64_t ahead = rows.pos0 + lane - tile.begin;
+    const typename V::Reg row = V::add(V::iota(), V::set1(static_cast<float>(ahead)));
+    typename V::Reg ds_sum = V::zero(), weighted = V::zero();
+    for (int k = 0; k < tile.count; ++k) {
+      const typename V::Reg key = V::set1(static_cast<float>(k));
+      const typename V::Reg ds = V::load(ds_t + k * kRows<V> + lane);
+      if (tile.diagonal) {
+        weighted = V::fma(ds, V::abs(V::sub(row, key)), weighted);
+      } else {
+        weighted = V::fma(ds, key, weighted);
+        ds_sum = V::add(ds_sum, ds);
+      }
+    }
+    total = V::add(total, tile.diagonal ? weighted : V::fnma(ds_sum, row, weighted));
+  }
+  return V::reduce_add(total);
+}
+
 template <class V>
 class WeightsChunk : public ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>> {
   using Base = ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>>;
@@ -132,10 +156,14 @@ class WeightsChunk : public ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>> {
           }
           V::transpose(block);
 #pragma GCC unroll 16
-          for (int k = 0; k < W; ++k) V::store(w_.ds.exact + (k0 + k) * kRows<V> + i0, block[k]);
+          for (int k = 0; k < W; ++k) V::store(w_.ds.rows + (k0 + k) * kRows<V> + i0, block[k]);
         }
       }
     });
+  }
+
+  float slope_sum(const RowTile& rows, const KeyTile& tile) const {
+    return slope_sum_of<V>(w_.ds.rows, rows, tile);
   }
 
  private:

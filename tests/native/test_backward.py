@@ -351,7 +351,7 @@ def test_pruning_leaves_tiles_out() -> None:
         )
         return visited["tiles_visited"] / visited["tiles_allowed"], bits(grads)
 
-    case = Case("counted", 1, 2, 2, 2000, 2000, 8, slopes="learned")
+    case = Case("counted", 1, 2, 2, 1500, 1500, 8, slopes="learned")
     x = make_inputs(case)
     share, pruned = run(case, x, True)
     whole, dense = run(case, x, False)
