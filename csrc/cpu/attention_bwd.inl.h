@@ -340,25 +340,16 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   void store_keys() { this->store_head_keys(own_.dvalues, 1.0f, args_.dv); }
 
   void load_rows(const RowTile& rows, int64_t head, int64_t h) {
-    const RowOperands<V>&q = w_.q, &dout = own_.dout;
-    copy_operand_rows<V>(head_view(args_.q, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
-                         q.rows);
-    copy_operand_rows<V>(head_view(args_.dout, problem_.dtype, b_, h), rows.row0, rows.rows, dim_,
-                         dout.rows);
     const int64_t first = head * problem_.len_q + rows.row0;
+    bool blind = false;
     for (int i = 0; i < kRows<V>; ++i) {
       const bool exists = i < rows.rows;
       own_.minus_lse2[i] = exists ? call_.row_values[kMinusLse2][first + i] : -__builtin_inff();
       own_.minus_delta[i] = exists ? call_.row_values[kMinusDelta][first + i] : 0.0f;
-      if (!exists || own_.minus_lse2[i] != -__builtin_inff()) continue;
-      memset(q.rows + i * padded_, 0, sizeof(*q.rows) * padded_);
-      memset(dout.rows + i * padded_, 0, sizeof(*dout.rows) * padded_);
+      blind |= exists && own_.minus_lse2[i] == -__builtin_inff();
     }
-    constexpr int32_t kDtype = Operands<V>::kDtype;
-    load_transposed<V>({q.rows, padded_, kDtype}, 0, rows.rows, dim_, scale2(), own_.q_t);
-    load_transposed<V>({dout.rows, padded_, kDtype}, 0, rows.rows, dim_, 1.0f, own_.dout_t);
-    q.pair(rows.rows, padded_);
-    dout.pair(rows.rows, padded_);
+    load_operands(args_.q, h, rows, blind, scale2(), w_.q, own_.q_t);
+    load_operands(args_.dout, h, rows, blind, 1.0f, own_.dout, own_.dout_t);
   }
 
   void fetch_rows(int64_t h, const HeadView& sum, int64_t begin, int64_t end, int64_t groups) {
@@ -412,6 +403,23 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   };
 
   float scale2() const { return problem_.scale * kLog2E; }
+
+  // The rows of q or dout in both forms; `blind`: some of them see nothing and become 0. Lanes of
+  // several rows are made from the tensor itself, unless there are such rows.
+  void load_operands(const AlibiTensor& tensor, int64_t h, const RowTile& rows, bool blind,
+                     float factor, const RowOperands<V>& operands, Lane<V>* transposed) const {
+    HeadView head = from_row(head_view(tensor, problem_.dtype, b_, h), rows.row0);
+    if (kTerms<V> == 1 || blind) {
+      copy_operand_rows<V>(head, 0, rows.rows, dim_, operands.rows);
+      for (int i = 0; blind && i < rows.rows; ++i) {
+        if (own_.minus_lse2[i] != -__builtin_inff()) continue;
+        memset(operands.rows + i * padded_, 0, sizeof(*operands.rows) * padded_);
+      }
+      head = {operands.rows, padded_, Operands<V>::kDtype};
+    }
+    load_transposed<V>(head, 0, rows.rows, dim_, factor, transposed);
+    operands.pair(head, rows.rows, dim_);
+  }
 
   // A group off the diagonal: the bias is the ramp and one number per row.
   template <int N>

@@ -103,9 +103,11 @@ struct RowOperands {
       lanes = carver->take<Lane<V>>(row_scratch<V>(lanes_of<V>(kRows<V>), dim));
     }
   }
-  // After `rows` have been filled in.
-  void pair(int n, int padded) const {
-    if constexpr (kTerms<V> > 1) pair_rows<V>(rows, padded, n, padded, lanes);
+  // Lanes of the first n rows of a head.
+  void pair(const HeadView& head, int n, int dim) const {
+    if constexpr (kTerms<V> > 1) {
+      pair_rows<V>(static_cast<const Element<V>*>(head.data), head.stride, n, dim, lanes);
+    }
   }
   const Lane<V>* from(int row, int padded) const { return lanes + row / kTerms<V> * padded; }
 };
