@@ -63,7 +63,6 @@ constexpr int kProbeKeys = 32;  // keys that are visited, or not, together
 
 template <class V>
 struct PrepareScratch {
-  float *dout, *out;             // [kRows][padded dim]
   Lane<V>* q_t;                  // [lanes of dim][kRows]
   float *q_norm, *lse2, *limit;  // [kRows]
   float* dropped;                // [kRows]: weights, as Rule B counts them
@@ -74,8 +73,6 @@ struct PrepareScratch {
 
   PrepareScratch(float* base, int dim) {
     Carver carver{base, 0};
-    dout = carver.take(row_scratch<V>(kRows<V>, dim));
-    out = carver.take(row_scratch<V>(kRows<V>, dim));
     q_t = carver.take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
     q_norm = carver.take(kRows<V>);
     lse2 = carver.take(kRows<V>);
@@ -88,10 +85,15 @@ struct PrepareScratch {
   }
 };
 
-template <class V>
-float dot_rows(const float* a, const float* b, int padded) {
+template <class V, class T>
+float dot_rows(const T* a, const T* b, int dim) {
+  constexpr int W = V::kWidth;
   typename V::Reg sum = V::zero();
-  for (int d = 0; d < padded; d += V::kWidth) sum = V::fma(V::load(a + d), V::load(b + d), sum);
+  int d = 0;
+  for (; d + W <= dim; d += W) sum = V::fma(V::load(a + d), V::load(b + d), sum);
+  if (d < dim) {
+    sum = V::fma(V::load_first(a + d, dim - d), V::load_first(b + d, dim - d), sum);
+  }
   return V::reduce_add(sum);
 }
 
@@ -102,27 +104,32 @@ bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile
                      int64_t b, int64_t h, const PrepareScratch<V>& w, PreparedTile* tile) {
   const AlibiAttentionBwdArgs& a = call.args;
   const AlibiProblem& p = a.problem;
-  const int dim = static_cast<int>(p.head_dim), padded = round_up(dim, V::kWidth);
-  copy_float_rows<V>(head_view(a.dout, p.dtype, b, h), rows.row0, rows.rows, dim, w.dout,
-                     kRowsAhead);
-  copy_float_rows<V>(head_view(a.out, p.dtype, b, h), rows.row0, rows.rows, dim, w.out, kRowsAhead);
+  const int dim = static_cast<int>(p.head_dim);
+  const HeadView out = from_row(head_view(a.out, p.dtype, b, h), rows.row0);
   bool any = false;
-  for (int i = 0; i < kRows<V>; ++i) {
-    w.lse2[i] = __builtin_inff();
-    if (i >= rows.rows) continue;
-    const int64_t row = (b * p.heads_q + h) * p.len_q + rows.row0 + i;
-    float minus_delta = 0.0f;
-    if (a.lse[row] != -__builtin_inff()) {
-      const float dlse = a.dlse == nullptr ? 0.0f : a.dlse[row];
-      w.lse2[i] = static_cast<float>((a.lse[row] - slope * rows.shift) / kLn2);
-      minus_delta = dlse - dot_rows<V>(w.dout + i * padded, w.out + i * padded, padded);
-      // dbias/dslope of every pair holds `shift`, and sum_j dS_ij = dlse_i.
-      tile->shift_dslope += rows.shift * dlse;
-      any = true;
+  with_row(head_view(a.dout, p.dtype, b, h), rows.row0, [&](const auto* dout_row) {
+    const auto* out_row = static_cast<decltype(dout_row)>(out.data);
+    for (int i = 0; i < kRows<V>; ++i) {
+      w.lse2[i] = __builtin_inff();
+      if (i >= rows.rows) continue;
+      const int64_t row = (b * p.heads_q + h) * p.len_q + rows.row0 + i;
+      float minus_delta = 0.0f;
+      if (a.lse[row] != -__builtin_inff()) {
+        const float dlse = a.dlse == nullptr ? 0.0f : a.dlse[row];
+        w.lse2[i] = static_cast<float>((a.lse[row] - slope * rows.shift) / kLn2);
+        minus_delta = dlse - dot_rows<V>(dout_row, out_row, dim);
+        // dbias/dslope of every pair holds `shift`, and sum_j dS_ij = dlse_i.
+        tile->shift_dslope += rows.shift * dlse;
+        any = true;
+      }
+      call.row_values[kMinusLse2][row] = -w.lse2[i];
+      call.row_values[kMinusDelta][row] = minus_delta;
+      const int64_t dout_stride = a.dout.stride_s, out_stride = a.out.stride_s;
+      if (dout_stride != dim) prefetch_row<0, 3>(dout_row + kRowsAhead * dout_stride, dim);
+      if (out_stride != dim) prefetch_row<0, 3>(out_row + kRowsAhead * out_stride, dim);
+      dout_row += dout_stride, out_row += out_stride;
     }
-    call.row_values[kMinusLse2][row] = -w.lse2[i];
-    call.row_values[kMinusDelta][row] = minus_delta;
-  }
+  });
   return any;
 }
 

@@ -92,11 +92,7 @@ class Turns {
   int64_t heads_;
 };
 
-// As float32, or as operands; rows that nobody has asked for look `ahead`.
-template <class V>
-void copy_float_rows(const HeadView& head, int64_t s, int n, int dim, float* dst, int ahead) {
-  with_row(head, s, [&](const auto* src) { copy_rows<V>(src, head.stride, n, dim, dst, ahead); });
-}
+// As operands; rows that nobody has asked for look `ahead`.
 template <class V>
 void copy_operand_rows(const HeadView& head, int64_t s, int n, int dim, Element<V>* dst,
                        int ahead = 0) {
