@@ -65,9 +65,9 @@ def test_every_mode(case: Case, dtype: str) -> None:
         rival.check(named(backward(case, x, x.dlse, isa=isa)), truth, isa)
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, Case("heads", 1, 16, 16, 60, 1030, 128)], ids=str)
 def test_shapes(case: Case) -> None:
-    """Odd lengths, head counts and head dims, several chunks of keys; no dlse."""
+    """Odd lengths, head counts and head dims, several chunks of keys (full ones, too); no dlse."""
     for dtype in DTYPES if case.Sq <= 257 else DTYPES[::2]:
         x = make_inputs(case, dtype)
         none = np.zeros_like(x.dlse)
@@ -162,13 +162,13 @@ def test_packed_projection(order: str) -> None:
     assert np.isfinite(whole).all()
 
 
-def test_layouts_agree_to_the_bit() -> None:
-    case = Case("layouts", 2, 4, 2, 70, 90, 16, causal=False)
-    x = make_inputs(case)
+@pytest.mark.parametrize(("dtype", "head_dim"), [("float32", 16), ("bfloat16", 23)])
+def test_layouts_agree_to_the_bit(dtype: str, head_dim: int) -> None:
+    case = Case("layouts", 2, 4, 2, 70, 90, head_dim, causal=False)
+    x = make_inputs(case, dtype)
     plain = backward(case, x, x.dlse)
-    options = options_of(case, x)
+    options = options_of(case, x, input_layout="BSND")
     turned = [np.ascontiguousarray(a.transpose(0, 2, 1, 3)) for a in (x.q, x.k, x.v, x.dout)]
-    options["input_layout"] = "BSND"
     out, lse = native.attention_forward(*turned[:3], x.slopes, **options)
     got = native.attention_backward(
         *turned[:3], x.slopes, out, lse, turned[3], dlse=x.dlse, **options
