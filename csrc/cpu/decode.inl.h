@@ -52,8 +52,9 @@ constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the la
 constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
 constexpr int64_t kMinChunkKeys = 512;
 constexpr int64_t kBlockBytes = 8192;
-constexpr int64_t kMostHeads = 16;  // of a unit
-constexpr int64_t kNearKeys = 128;  // of chunk 0 when the others wait for it
+constexpr int64_t kMostHeads = 16;    // of a unit
+constexpr int64_t kEnoughUnits = 16;  // of several heads
+constexpr int64_t kNearKeys = 128;    // of chunk 0 when the others wait for it
 
 ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
   return p.batch > 0 && p.heads_q > 0 && p.len_q > 0 && p.len_q <= kDecodeRows && p.len_k > 0;
@@ -66,12 +67,15 @@ constexpr int block_keys(const AlibiProblem& p) {
   return keys < kNormBlock ? kNormBlock : keys > kBlockKeys ? kBlockKeys : static_cast<int>(keys);
 }
 
-// How many units share the heads of a batch item. Heads whose keys the caller's norms leave out stand
-// by themselves.
+// Among how many units the heads of a batch item are divided. A unit has several where the rows of
+// other heads lie between those of a head, as long as there are kEnoughUnits, and no norms that the
+// caller keeps, by which every head reads other keys.
 ALIBI_INLINE int64_t head_groups(const AlibiAttentionFwdArgs& a) {
-  const int64_t heads = a.problem.heads_kv;
+  const AlibiProblem& p = a.problem;
   const bool between = a.k.stride_h < a.k.stride_s && a.v.stride_h < a.v.stride_s;
-  return between && a.key_norms == nullptr ? divide_up(heads, kMostHeads) : heads;
+  if (!between || a.key_norms != nullptr) return p.heads_kv;
+  const int64_t pieces = p.batch * p.heads_kv * divide_up(p.len_k, kMinChunkKeys);
+  return divide_up(p.heads_kv, max_int64(1, min_int64(kMostHeads, pieces / kEnoughUnits)));
 }
 
 // One query row of a unit. Sums are relative to 2^m.

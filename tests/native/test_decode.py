@@ -109,13 +109,13 @@ def test_every_head_dim(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("heads", [TURNS, TURNS + 1, 2 * TURNS + 3])
+@pytest.mark.parametrize("heads", [7, TURNS, TURNS + 1, 2 * TURNS + 3])
 def test_heads_that_take_turns(heads: int, isa: str) -> None:
     """Where other heads lie between the rows of a head, a unit of work has up to TURNS of them."""
-    spans = ((3, 1290, 1280), (0, 0, 0), (0, 1300, 1299))
+    spans = ((3, 2990, 2980), (0, 0, 0), (0, 3000, 2999))
     blocks = []
     for layout in ("BSND", "BNSD"):
-        case = Case("", 3, 2 * heads, heads, 1, 1300, 20, layout=layout, spans=spans)
+        case = Case("", 3, 2 * heads, heads, 1, 3000, 20, layout=layout, spans=spans)
         stats: dict[str, int] = {}
         for prune in (True, False):
             assert_right(case, "float32", isa=isa, prune=prune, stats=stats)
