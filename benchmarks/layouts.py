@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from cases import FORWARD, TRAINING, Case, square
+from cases import DECODE, FORWARD, TRAINING, Case, square
 from providers import Arrays, Prepared, Provider
 
 Tensors = dict[str, np.ndarray]
@@ -75,13 +75,21 @@ def packed(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
     return _prepare(case, tensors, "BSND", prune)
 
 
+def _reads_any(case: Case) -> list[str]:
+    return []
+
+
+def _same_tokens(case: Case) -> list[str]:
+    return [] if case.queries == case.keys else ["queries and keys are of the same tokens"]
+
+
 BNSD = "BNSD"
-CASES = square(FORWARD) + square(TRAINING)
+CASES = [*square(FORWARD), *square(TRAINING), Case(DECODE, 1, 32, 1, 8192, 128)]
 PROVIDERS = [
-    Provider(name, "ours", "alibi_kernels.native", prepare, lambda case: [], note)
-    for name, prepare, note in (
-        (BNSD, bnsd, "[B, H, S, D]"),
-        ("BSND", bsnd, "[B, S, H, D]"),
-        ("packed", packed, "thirds of [B, S, 3, H, D]"),
+    Provider(name, "ours", "alibi_kernels.native", prepare, unsupported, note)
+    for name, prepare, unsupported, note in (
+        (BNSD, bnsd, _reads_any, "[B, H, S, D]"),
+        ("BSND", bsnd, _reads_any, "[B, S, H, D]"),
+        ("packed", packed, _same_tokens, "thirds of [B, S, 3, H, D]"),
     )
 ]
