@@ -58,7 +58,7 @@ def _custom(case: Case, inputs: Arrays) -> tuple[Call, Any]:
     operator = registry.select(signature).build(signature, slopes)
 
     def call(x: Any) -> Any:
-        return operator((x, k, v), slopes, None)[0]
+        return operator((x, k, v), slopes, None, None)[0]
 
     return call, q
 
@@ -148,7 +148,7 @@ def _without_operator(case: Case, inputs: Arrays) -> Prepared:
     from alibi_kernels import alibi_attention, registry
 
     def build(signature: Any, slopes: Any) -> Any:
-        return lambda tensors, slopes, spans: (tensors[0], None)
+        return lambda tensors, slopes, spans, key_norms: (tensors[0], None)
 
     (q, k, v), slopes = _tensors(inputs), _slopes(case)
     scale = 0.9 * case.scale  # a call of its own, so that no other gets this plan from the cache

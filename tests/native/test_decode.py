@@ -120,7 +120,8 @@ def test_heads_that_take_turns(heads: int, isa: str) -> None:
         for prune in (True, False):
             assert_right(case, "float32", isa=isa, prune=prune, stats=stats)
         blocks.append((stats["tiles_visited"], stats["tiles_scored"]))
-    assert blocks[0] == blocks[1] and blocks[0][0] > 0
+    assert blocks[0] == blocks[1]
+    assert blocks[0][0] > 0
 
 
 @pytest.mark.parametrize("isa", ISAS)
