@@ -146,12 +146,19 @@ def explain(
         if fixed
         else contract.spec(slopes)
     )
-    spans = None if spans is None else contract.spec(spans)
-    q, k, v = (contract.spec(x) for x in (q, k, v))
+    spans = None if spans is None else _spec("spans", spans)
+    q, k, v = (_spec(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     signature = contract.validate_attention(q, k, v, slopes, spans, fixed_slopes=fixed, **options)
     if key_norms is not None:
-        norms_contract.check_kept(contract.spec(key_norms), signature)
+        norms_contract.check_kept(_spec("key_norms", key_norms), signature)
     return explain_signature(replace(signature, graph=ms.get_context("mode") == ms.GRAPH_MODE))
+
+
+def _spec(name: str, x: Any) -> contract.Spec:
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        fields = {"expected": "mindspore.Tensor or numpy.ndarray", "got": contract.describe(x)}
+        raise contract.error("tensor.type", "alibi_attention", name=name, **fields)
+    return contract.spec(x)
 
 
 def explain_signature(signature: Signature) -> str:

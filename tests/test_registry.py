@@ -154,6 +154,15 @@ def test_numbers_shared_with_the_header() -> None:
     assert {name.lower(): int(value) for name, value in enum} == dtypes
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v", "spans", "key_norms"])
+def test_explain_says_what_is_no_tensor(name: str) -> None:
+    x = np.zeros((1, 2, 5, 4), np.float32)
+    with pytest.raises(TypeError) as caught:
+        alibi_kernels.explain(**{"q": x, "k": x, "v": x, "slopes": (0.5, 0.25), name: [1.0]})
+    text = f"alibi_attention: {name} must be a mindspore.Tensor or numpy.ndarray, got [1.0] (list)"
+    assert str(caught.value).startswith(text)
+
+
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_explain(ms: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     q = normal(ms, 1, 2, 4, 8)
