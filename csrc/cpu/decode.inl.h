@@ -15,8 +15,8 @@
 // as many bytes in any dtype and head dim: K and V take turns, and nothing is read while its scores
 // become weights, so that blocks of few bytes wait too often and those of many for too long. Each
 // row keeps a true running maximum m, the sum l of its weights relative to 2^m, and o. The parts of
-// a row are combined in the order of the chunks. Which chunks there are depends on the shape and
-// the spans alone, so results do not depend on the threads.
+// a row are combined in the order of the chunks. Which chunks there are depends on the shapes, the
+// strides, the spans, pruning and whether there are norms, so results do not depend on the threads.
 //
 // Pruning (docs/maths.md, Rule D). Chunk 0 goes first; its sums tell the other chunks what is
 // negligible. Half of 2^-24 may be lost to each of two tests:
