@@ -424,7 +424,8 @@ class FwdItem {
       raise_reference<N>(rows, w, loaded.keys, tile.count, bias);
     }
     const ValueRows<V>& values = values_of(loaded);
-    add_products<V, N>(w_.p_t, values.data, values.stride, lanes_of<V>(tile.count), dim_, w.o_t);
+    add_products<V, N, kFetchAhead>(w_.p_t, values.data, values.stride, lanes_of<V>(tile.count),
+                                    dim_, w.o_t);
   }
 
   // Leaves out a tile whose weights l, with those dropped before, are negligible for every row.

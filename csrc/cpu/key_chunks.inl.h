@@ -62,12 +62,13 @@ KeyChunks cut_keys(const AlibiProblem& problem, int arrays) {
   // done once per row and chunk is little beside the products.
   constexpr int64_t kCacheFloats = 128 * 1024, kEnoughKeys = 512;
   constexpr int64_t kUnits = 16;  // enough work to share, if the keys are enough for it
+  constexpr int64_t kFewestKeys = 128;
   const int64_t dim = round_up(static_cast<int>(problem.head_dim), V::kWidth);
   const int64_t heads = problem.batch * problem.heads_kv;
   const int64_t for_sharing = divide_up(problem.len_k, divide_up(kUnits, max_int64(heads, 1)));
   const int64_t near = kCacheFloats / (arrays * dim);
   const int64_t most = max_int64(near, min_int64(2 * near, kEnoughKeys));
-  const int64_t keys = min_int64(most, max_int64(for_sharing, kTileKeys));
+  const int64_t keys = min_int64(most, max_int64(for_sharing, kFewestKeys));
   const int64_t count = max_int64(divide_up(problem.len_k, keys), 1);
   return {divide_up(divide_up(problem.len_k, count), V::kKeys) * V::kKeys, count, heads};
 }

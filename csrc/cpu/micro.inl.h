@@ -25,22 +25,34 @@ namespace {
 template <class V>
 constexpr int kRows = V::kRowVecs * V::kWidth;
 
-// Keys of a tile. P^T then takes 24 KB with AVX-512, and the accumulators of add_products live in
-// registers for 128 keys.
-constexpr int kTileKeys = 128;
+// Keys of a tile. P^T then takes 36 KB with AVX-512, and the accumulators of add_products live in
+// registers for 192 keys. Longer tiles make pruning coarse.
+constexpr int kTileKeys = 192;
+
+// Whether a product asks for what it reads next: hardware follows a row of a head to its end, where
+// the rows beside it have been read already, and stops at the end of a page.
+enum Ahead { kAsIs, kFetchAhead };
+constexpr int kValuesAhead = 8;  // rows; of keys, the next group
+constexpr int kLineLanes = 16;
 
 template <class V, int N>
 using Acc = typename V::Reg[V::kKeys][N];
 
 // acc[k][v] += sum_d keys[k * stride + d] * rows_t[d][v], for kKeys keys. The keys are readable, and
 // 0 or met by a 0, up to whole lanes.
-template <class V, int N>
+template <class V, int N, Ahead ahead = kAsIs>
 ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* __restrict keys,
                            int64_t stride, int dim, Acc<V, N>& acc) {
   using O = Operands<V>;
   const int steps = lanes_of<V>(dim);
 #pragma GCC unroll 2
   for (int d = 0; d < steps; ++d) {
+    if (ahead == kFetchAhead && d % kLineLanes == 0) {
+#pragma GCC unroll 8
+      for (int k = V::kKeys; k < 2 * V::kKeys; ++k) {
+        __builtin_prefetch(keys + k * stride + d * kTerms<V>);
+      }
+    }
     typename V::Reg row[N];
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) row[v] = O::load(rows_t + d * kRows<V> + v * V::kWidth);
@@ -56,7 +68,7 @@ ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* _
 // out_t[d][rows] += sum_{j < n} values[j * stride + d] * p_t[j][rows] for n lanes of keys and d <
 // dim rounded up to kKeys: `values` has to be readable up to there. The sum over the tile is formed
 // by itself and then added: a long sum made of short ones keeps its digits.
-template <class V, int N>
+template <class V, int N, Ahead ahead = kAsIs>
 void add_products(const Lane<V>* __restrict p_t, const Lane<V>* __restrict values, int64_t stride,
                   int n, int dim, float* __restrict out_t) {
   using O = Operands<V>;
@@ -70,6 +82,7 @@ void add_products(const Lane<V>* __restrict p_t, const Lane<V>* __restrict value
     const Lane<V>* value = values + d0;
 #pragma GCC unroll 2
     for (int j = 0; j < n; ++j, value += stride) {
+      if (ahead == kFetchAhead) __builtin_prefetch(value + kValuesAhead * stride);
       typename V::Reg p[N];
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) p[v] = O::load(p_t + j * kRows<V> + v * V::kWidth);

@@ -58,10 +58,11 @@ ALIBI_INLINE float prune_constant(const AlibiProblem& p, float slope) {
   return static_cast<float>(geometric) + kPruneBits + kSlack + (p.causal != 0 ? 0.0f : 1.0f);
 }
 
-// A problem that the bound can say something about: it needs rows enough to pay for reading the key
-// norms.
+constexpr int64_t kFewestPrunedKeys = 128;
+
+// A problem that the bound can say something about, with keys enough to pay for reading their norms.
 ALIBI_INLINE bool prunable(const AlibiProblem& p) {
-  return p.prune != 0 && (p.causal != 0 || p.bias == ALIBI_SYMMETRIC) && p.len_k > kTileKeys;
+  return p.prune != 0 && (p.causal != 0 || p.bias == ALIBI_SYMMETRIC) && p.len_k > kFewestPrunedKeys;
 }
 
 template <class V, class T>

@@ -24,7 +24,7 @@ ALIBI_INLINE typename V::Reg anchor_bias(const TileBias& bias, int lane) {
 }
 
 // acc = ramp + K Q^T for the keys [k0, k0 + kKeys) of a tile; Operands<V>::score makes it a score.
-template <class V, int N>
+template <class V, int N, Ahead ahead = kAsIs>
 ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0, int dim,
                               const float* ramp, Acc<V, N>& acc) {
 #pragma GCC unroll 8
@@ -33,7 +33,7 @@ ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) acc[k][v] = start;
   }
-  dot_keys<V, N>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
+  dot_keys<V, N, ahead>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
 }
 
 // P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums; rows of `fetch` come meanwhile.
@@ -46,7 +46,10 @@ void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, 
   for (int k0 = 0; k0 < count; k0 += V::kKeys) {
     fetch.step();
     Acc<V, N> acc;
-    score_group<V, N>(q_t, keys, k0, dim, ramp, acc);
+    score_group<V, N, kFetchAhead>(q_t, keys, k0, dim, ramp, acc);
+    typename V::Reg sum[N];  // not l itself, which may lie in memory that p_t could overlap
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) sum[v] = l[v];
 #pragma GCC unroll 8
     for (int k = 0; k < V::kKeys; k += kTerms<V>) {
       typename V::Reg p[kTerms<V>][N];
@@ -58,7 +61,7 @@ void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, 
         }
         exp2_each<V>(p[t]);
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) l[v] = V::add(l[v], p[t][v]);
+        for (int v = 0; v < N; ++v) sum[v] = V::add(sum[v], p[t][v]);
       }
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
@@ -68,6 +71,8 @@ void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, 
         Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, terms);
       }
     }
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) l[v] = sum[v];
   }
 }
 

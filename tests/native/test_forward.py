@@ -82,20 +82,22 @@ def test_head_dims_of_bfloat16(dim: int) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_every_length(causal: bool, isa: str, dtype: str) -> None:
-    """Across all tile boundaries: 48 or 24 or 12 rows, 128 keys."""
-    for n in [*range(1, 75), *range(124, 134), 143, 145, 255, 257]:
+    """Across all tile boundaries: 48 or 24 or 12 rows, 192 keys."""
+    for n in [*range(1, 75), 127, 129, 143, 145, *range(188, 198), 255, 257]:
         assert_right(Case("", 1, 1, 1, n, n, 8, causal=causal), dtype, isa=isa)
         assert_right(Case("", 1, 1, 1, 3, n + 2, 4, causal=causal), dtype, isa=isa)
 
 
 def test_the_short_tile_of_rows_is_the_first() -> None:
-    """133 rows in tiles of 12: each sees its diagonal, and all but the first one tile of 128 keys
-    before it. A short last tile would stand behind 132 keys, two tiles.
+    """205 rows in tiles of 12, keys from 4 on: the first row sees none, each tile of rows after it
+    its diagonal, and all but one of these a tile of up to 189 keys before it. A short last tile
+    would stand behind 200 keys, two tiles.
     """
     stats: dict[str, int] = {}
-    case = Case("", 1, 1, 1, 133, 133, 8)
-    forward(case, make_inputs(case), isa="scalar", prune=False, stats=stats)
-    assert stats["tiles_allowed"] == 12 + 11
+    case = Case("", 1, 1, 1, 205, 205, 8, spans=((4, 205, 0),))
+    x = make_inputs(case)
+    forward(case, x, isa="scalar", prune=False, stats=stats)
+    assert stats["tiles_allowed"] == 17 + 16
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -207,7 +207,7 @@ def test_infinite_and_nan_queries_visit_everything() -> None:
 def test_steep_heads_cost_a_window(isa: str) -> None:
     """Work per row is constant, so that the share of the tiles falls with the length."""
     shares = []
-    for n in (512, 1024, 2048):
+    for n in (768, 1536, 3072):
         case = Case("", 1, 1, 1, n, n, 8)
         x = replace(make_inputs(case), slopes=np.float32([0.5]))
         shares.append(forward(case, x, True, isa=isa)[2])
@@ -233,7 +233,7 @@ def test_far_values_do_not_propagate_when_pruned_and_do_when_not() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_last_tile_of_a_run_is_cut_short(isa: str) -> None:
-    """A steep head needs about 60 keys beyond its diagonal; a whole tile would be 128."""
+    """A steep head needs about 60 keys beyond its diagonal; a whole tile would be 192."""
     case = Case("", 1, 1, 1, 16, 1000, 16)
     x = replace(make_inputs(case), slopes=np.float32([0.5]))
     x.v[:, :, : 1000 - 16 - 96] = np.nan
