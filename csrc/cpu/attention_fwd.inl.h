@@ -217,6 +217,7 @@ class FwdItem {
         copied_(copied),
         dim_(static_cast<int>(p_.head_dim)) {
     const int64_t end = row_tiles<V>(p_) - (call.groups - 1 - item.tile) * call.group;
+    unread_ = item.tile == call.groups - 1 && copied.keys.data == nullptr;
     head_ = item.head;
     batch_ = item.batch;
     first_tile_ = max_int64(0, end - call.group);
@@ -409,6 +410,7 @@ class FwdItem {
         const Reg row = row_positions<V>(rows, lane);
         off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w.row_max + lane));
       }
+      fetch_.follow(unread_ ? from_row(v_, tile.begin) : HeadView{}, V::kKeys);
       weigh_tile<V, N>(w.q_t, loaded.keys, tile.count, dim_, scale2(), w_.ramp, off, l, w_.p_t,
                        fetch_);
       if (t.prune.enabled() && drop<N>(w, l)) return;
@@ -496,7 +498,8 @@ class FwdItem {
   const CopiedHead<V>& copied_;
   const int dim_;
   int64_t batch_, head_, first_tile_;
-  int count_;  // tiles
+  int count_;    // tiles
+  bool unread_;  // nothing has read the values of the head: no item before this one, and no copy
   HeadView k_, v_;
   KeyNorms norms_;
   float slope_;

@@ -62,7 +62,8 @@ constexpr int64_t kFewestPrunedKeys = 128;
 
 // A problem that the bound can say something about, with keys enough to pay for reading their norms.
 ALIBI_INLINE bool prunable(const AlibiProblem& p) {
-  return p.prune != 0 && (p.causal != 0 || p.bias == ALIBI_SYMMETRIC) && p.len_k > kFewestPrunedKeys;
+  return p.prune != 0 && (p.causal != 0 || p.bias == ALIBI_SYMMETRIC) &&
+         p.len_k > kFewestPrunedKeys;
 }
 
 template <class V, class T>

@@ -84,7 +84,15 @@ class RowFetch {
     a_ = a, b_ = b, written_ = written, next_ = 0, end_ = n, dim_ = dim;
     rows_ = steps > 0 ? (n + steps - 1) / steps : 0;
   }
+  // Besides, each of the next steps asks for so many rows of another head, if it has data.
+  void follow(const HeadView& beside, int rows) { beside_ = beside, rows_beside_ = rows; }
   void step() {
+    if (beside_.data != nullptr) {
+      for (int i = 0; i < rows_beside_; ++i) {
+        with_row(beside_, i, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
+      }
+      beside_ = from_row(beside_, rows_beside_);
+    }
     const int64_t end = min_int64(end_, next_ + rows_);
     for (; next_ < end; ++next_) {
       with_row(a_, next_, [&](const auto* row) { prefetch_row<0, 3>(row, dim_); });
@@ -96,9 +104,9 @@ class RowFetch {
   }
 
  private:
-  HeadView a_{}, b_{}, written_{};
+  HeadView a_{}, b_{}, written_{}, beside_{};
   int64_t next_ = 0, end_ = 0, rows_ = 0;  // rows_: in a step
-  int dim_ = 0;
+  int rows_beside_ = 0, dim_ = 0;
 };
 
 // How many rows ahead copies and stores ask for rows that lie apart and that nobody has asked for.
