@@ -159,7 +159,7 @@ bool head_fits(const AlibiProblem& p) {
 template <class V>
 bool copies_heads(const AlibiAttentionFwdArgs& a) {
   const AlibiProblem& p = a.problem;
-  if (p.prune != 0 || a.spans != nullptr || !head_fits<V>(p)) return false;
+  if (a.spans != nullptr || !head_fits<V>(p)) return false;
   const int64_t reach = (a.k.stride_s + a.v.stride_s) * p.len_k * int64_t{sizeof(Element<V>)};
   return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > kHeadBytes<V>;
 }
@@ -511,10 +511,11 @@ class FwdItem {
 template <class V>
 void attention_fwd_run(const void* context, int64_t begin, int64_t end, float* scratch) {
   const auto& call = *static_cast<const FwdCall<V>*>(context);
-  const FwdScratch<V> w(scratch, static_cast<int>(call.args.problem.head_dim), call.kept);
-  const int64_t items = call.groups * call.args.problem.heads_q / call.args.problem.heads_kv;
+  const AlibiProblem& p = call.args.problem;
+  const FwdScratch<V> w(scratch, static_cast<int>(p.head_dim), call.kept);
+  // Items in a row that share their keys: pruning parts the heads of a group.
+  const int64_t items = call.groups * (p.prune != 0 ? 1 : p.heads_q / p.heads_kv);
   while (begin < end) {
-    // In the order that heads have when nothing is pruned, items that share their keys follow.
     const int64_t stop = call.kept == 0 ? end : min_int64(end, (begin / items + 1) * items);
     CopiedHead<V> copied;
     if (call.kept != 0 && (stop - begin) * call.group >= kCopyTiles) {

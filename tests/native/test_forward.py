@@ -130,7 +130,7 @@ def test_heads_that_a_thread_copies(causal: bool, isa: str, dtype: str) -> None:
 
     Even and odd numbers of keys and of head dims, as many rows or fewer; pairs of keys that begin
     at the other parity; runs that begin within a head, where the first tile of rows decides how far
-    a causal copy goes, and that end within the next one of a group.
+    a causal copy goes, and that end within the next one of a group; pruning parts such heads.
     """
     wide = {"layout": "BSND", "causal": causal}
     for case in (
@@ -140,11 +140,13 @@ def test_heads_that_a_thread_copies(causal: bool, isa: str, dtype: str) -> None:
         Case("", 1, 3, 1, 672, 672, 8, causal=causal),
         Case("", 1, 4, 2, 255, 511, 5, causal=causal, bias="signed"),
     ):
-        assert_right(case, dtype, isa=isa, prune=False, threads=1)
-        x = make_inputs(case, dtype)
-        results = [forward(case, x, threads=n, isa=isa, prune=False) for n in (1, 2, 3, 5, 500)]
-        bits = [[a.tobytes() for a in result] for result in results]
-        assert bits == bits[-1:] * 5
+        for prune in (False, True):
+            options: Any = {"isa": isa, "prune": prune}
+            assert_right(case, dtype, threads=1, **options)
+            x = make_inputs(case, dtype)
+            results = [forward(case, x, threads=n, **options) for n in (1, 2, 3, 5, 500)]
+            bits = [[a.tobytes() for a in result] for result in results]
+            assert bits == bits[-1:] * 5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
