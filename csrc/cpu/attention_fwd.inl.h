@@ -56,11 +56,8 @@ constexpr float kLazyLimit = 0x1p24f;
 // converted is converted once for all of them.
 constexpr int kRowGroup = 4;
 
-// Keys and values of a head, in bytes of operands, that a thread keeps near while it works on its
-// rows: the second-level cache, twice that where a copy saves the pairing of values; and how many row
-// tiles make it worth while to copy them.
-template <class V>
-constexpr int64_t kHeadBytes = kTerms<V> * 1024 * 1024;
+// The second-level cache. How many row tiles make it worth while to copy the keys of their head.
+constexpr int64_t kCacheBytes = 1024 * 1024;
 constexpr int64_t kCopyTiles = 4;
 
 // The scratch of one row tile and of one thread, cut from one block of floats.
@@ -147,21 +144,23 @@ struct FwdCall {
   }
 };
 
-// Whether the keys and values of a head stay in the cache while one thread works on all of its rows.
+// Whether a thread works on the rows of a head by itself, so that its keys and values, or a copy of
+// them, stay near. Where pruning makes the heads differ, a long one alone may be most of the work.
 template <class V>
 bool head_fits(const AlibiProblem& p) {
+  const int64_t most = (p.prune != 0 ? kTerms<V> : 4) * kCacheBytes;
   const int64_t dim = round_up(static_cast<int>(p.head_dim), V::kWidth);
-  return p.len_k <= kHeadBytes<V> / (2 * dim * static_cast<int64_t>(sizeof(Element<V>)));
+  return p.len_k <= most / (2 * dim * static_cast<int64_t>(sizeof(Element<V>)));
 }
 
 // Whether a call copies its heads: those that fit, if they have to be converted, or if their rows lie
-// so far apart that they share few sets of the cache.
+// so far apart that they share few sets of the cache. At 8192 keys of 64 dims that is 4 MB a thread.
 template <class V>
 bool copies_heads(const AlibiAttentionFwdArgs& a) {
   const AlibiProblem& p = a.problem;
   if (a.spans != nullptr || !head_fits<V>(p)) return false;
   const int64_t reach = (a.k.stride_s + a.v.stride_s) * p.len_k * int64_t{sizeof(Element<V>)};
-  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > kHeadBytes<V>;
+  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > kCacheBytes;
 }
 
 // Copies what the rows of the tiles up to `last` may see. Pairs of keys begin where most tiles do: at
