@@ -38,7 +38,7 @@ test-neon: build ## the NEON kernels, cross-compiled and run under qemu
 
 sanitize: build ## the tests of the CPU kernels under the address and undefined-behaviour sanitizers
 	CMAKE_ARGS=-DALIBI_SANITIZE=ON $(PIP) --no-build-isolation --no-deps --upgrade --target build/sanitize .
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest --import-mode=append tests/native
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest --import-mode=append tests/native
 
 build: .venv/package | build/CMakeCache.txt ## the kernel libraries, into alibi_kernels/
 	@MAKEFLAGS=--no-print-directory $(BIN)/cmake --build build --parallel $(JOBS)

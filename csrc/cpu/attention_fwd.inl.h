@@ -155,10 +155,12 @@ bool head_fits(const AlibiProblem& p) {
 
 // Whether a call copies its heads: those that fit, if they have to be converted, or if their rows lie
 // so far apart that they share few sets of the cache. At 8192 keys of 64 dims that is 4 MB a thread.
+// Not where pruning leaves most of them to none of the rows.
 template <class V>
 bool copies_heads(const AlibiAttentionFwdArgs& a) {
   const AlibiProblem& p = a.problem;
   if (a.spans != nullptr || !head_fits<V>(p)) return false;
+  if (p.prune != 0 && p.len_q < p.len_k / 2) return false;
   const int64_t reach = (a.k.stride_s + a.v.stride_s) * p.len_k * int64_t{sizeof(Element<V>)};
   return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > kCacheBytes;
 }
