@@ -161,8 +161,10 @@ bool copies_heads(const AlibiAttentionFwdArgs& a) {
   const AlibiProblem& p = a.problem;
   if (a.spans != nullptr || !head_fits<V>(p)) return false;
   if (p.prune != 0 && p.len_q < p.len_k / 2) return false;
-  const int64_t reach = (a.k.stride_s + a.v.stride_s) * p.len_k * int64_t{sizeof(Element<V>)};
-  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || reach > kCacheBytes;
+  const int64_t row = a.k.stride_s + a.v.stride_s;
+  const bool apart =
+      row > 2 * int64_t{p.head_dim} && row * p.len_k * int64_t{sizeof(Element<V>)} > kCacheBytes;
+  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || apart;
 }
 
 // Copies what the rows of the tiles up to `last` may see. Pairs of keys begin where most tiles do: at
