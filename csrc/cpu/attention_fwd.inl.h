@@ -502,7 +502,7 @@ class FwdItem {
   const int dim_;
   int64_t batch_, head_, first_tile_;
   int count_;    // tiles
-  bool unread_;  // nothing has read the values of the head: no item before this one, and no copy
+  bool unread_;  // the first item of a head that is not copied: its values may be far away
   HeadView k_, v_;
   KeyNorms norms_;
   float slope_;

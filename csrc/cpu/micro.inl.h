@@ -32,7 +32,7 @@ constexpr int kTileKeys = 192;
 // Whether a product asks for what it reads next: hardware follows a row of a head to its end, where
 // the rows beside it have been read already, and stops at the end of a page.
 enum Ahead { kAsIs, kFetchAhead };
-constexpr int kValuesAhead = 8;  // rows; of keys, the next group
+constexpr int kValuesAhead = 8;  // rows of lanes; of keys, the next group
 constexpr int kLineLanes = 16;
 
 template <class V, int N>
