@@ -85,11 +85,81 @@ __device__ __forceinline__ void copy_box(uint32_t target, const CUtensorMap& map
 __device__ __forceinline__ void store_shared_zeros(uint32_t address) {  // 16 bytes
   asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
 }
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
 // Orders this thread's accesses to shared memory before those of the copy engine and the tensor
 // cores that are synchronised with it from here on.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+// ---- plain runs of bytes, moved by the copy engine: sizes and addresses are multiples of 16. One
+// thread starts them. Runs to device memory are closed in groups, as products are, and only the
+// thread that started them can wait for them; what they read must have been fenced
+// (fence_async_proxy) by those who stored it.
+
+// From device memory to shared memory; the bytes are counted in `barrier`.
+__device__ __forceinline__ void copy_run(uint32_t target, const void* source, uint32_t barrier,
+                                         int bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, "
+      "[%2];" ::"r"(target),
+      "l"(source), "r"(barrier), "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void store_run(void* target, uint32_t source, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
+               "r"(source), "r"(bytes)
+               : "memory");
+}
+// Adds floats to those in device memory. Two runs to the same place add up in the order of their
+// completion: wait for the first, in this block or by a flag, or sums depend on the day.
+__device__ __forceinline__ void add_run(float* target, uint32_t source, int bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target),
+      "r"(source), "r"(bytes)
+      : "memory");
+}
+// Closes the group of runs that this thread has started since the last call.
+__device__ __forceinline__ void runs_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Waits until at most kGroups of this thread's groups still read shared memory. The others' sources
+// may then be overwritten, but what they have written need not have arrived.
+template <int kGroups>
+__device__ __forceinline__ void runs_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroups) : "memory");
+}
+// Waits until at most kGroups of this thread's groups are still running. What the others have
+// written is then visible to this thread, also in the generic proxy, so that store_release can pass
+// it on.
+template <int kGroups>
+__device__ __forceinline__ void runs_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// ---- flags in device memory, by which blocks of one launch wait for each other. A block may wait
+// only for those that took their tickets before it: these are running or have ended.
+
+// What the thread that stored this value had seen and done before, this thread sees from here on.
+__device__ __forceinline__ int load_acquire(const int* flag) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+// Of this thread's runs, those that runs_wait has waited for; of other threads, what a barrier has
+// ordered before.
+__device__ __forceinline__ void store_release(int* flag, int value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+// Orders what this thread has seen of device memory before its next runs: between load_acquire and
+// the run that meets what another block has written there.
+__device__ __forceinline__ void fence_async_proxy_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+// The next number, from 0 on; orders nothing.
+__device__ __forceinline__ int take_ticket(int* counter) { return atomicAdd(counter, 1); }
 
 // ---- registers: a warpgroup gives some back, another takes them, in multiples of 8 per thread
 
