@@ -31,7 +31,7 @@ FLAGS = (
 QUICK = ("-DALIBI_HEAD_DIMS_16=32,64,96,128", "-DALIBI_HEAD_DIMS_32=32,64,128")
 WIDE = ("-DALIBI_HEAD_DIMS_16=256", "-DALIBI_HEAD_DIMS_32=256")
 # The model itself.
-MACHINE = ("machine.cc", "races.cc", "hopper.cc", "products.cc", "control.cc")
+MACHINE = ("machine.cc", "races.cc", "hopper.cc", "products.cc", "runs.cc", "control.cc")
 
 
 def sources(csrc: Path) -> list[Path]:

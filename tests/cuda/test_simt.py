@@ -27,7 +27,7 @@ def run_self_test(folder: Path, name: str, *flags: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("name", ["selftest", "selftest_hopper"])
+@pytest.mark.parametrize("name", ["selftest", "selftest_hopper", "selftest_runs"])
 @pytest.mark.parametrize("flags", [(), ("-g", "-fsanitize=address")], ids=["plain", "asan"])
 def test_wrong_kernels_are_reported_and_right_ones_are_not(
     tmp_path: Path, name: str, flags: tuple[str, ...]

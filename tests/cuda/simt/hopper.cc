@@ -133,6 +133,26 @@ void named_barrier(int id, int threads, bool wait) {
 // ---- copy engine
 
 namespace {
+// Clears the target and lets `fill` write it some time later.
+void start_copy(uint32_t target, int bytes, uint32_t barrier, const char* what,
+                const std::function<void()>& fill) {
+  Mbarrier* m = &mbarrier_at(barrier, what);
+  if (!m->fenced) fail(std::string(what) + ": the initialisation of the mbarrier was not fenced");
+  note_write(target, bytes, what, true, m->agent);
+  if (!config.naive) memset(machine.shared + target, 0xff, static_cast<size_t>(bytes));
+  machine.in_flight.push_back([=] {
+    fill();
+    note_landed(target, bytes, m->agent, ++m->agent_time);
+    m->arrived.at[m->agent] = m->agent_time;
+    m->bytes -= bytes;
+    end_phase_if_complete(*m);
+  });
+  if (config.naive) {
+    machine.in_flight.back()();
+    machine.in_flight.pop_back();
+  }
+}
+
 // The 16-byte piece (bits 4 to 6) is exchanged by the row within 1024 bytes (bits 7 to 9).
 uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
@@ -151,29 +171,24 @@ uint16_t element(const CUtensorMap& map, const int64_t (&at)[4]) {
 void copy_box(uint32_t target, const CUtensorMap& map, uint32_t barrier, const int (&at)[4]) {
   if (map.encoded != kEncodedMap) fail("TMA: not a tensor map");
   const int bytes = static_cast<int>(map.rows) * kRowBytes;
-  char* memory = shared_at(target, static_cast<size_t>(bytes), 128, "TMA");
-  Mbarrier* m = &mbarrier_at(barrier, "TMA");
-  if (!m->fenced) fail("TMA: the initialisation of the mbarrier was not fenced");
-  note_write(target, bytes, "TMA", true, m->agent);
-  if (!config.naive) memset(memory, 0xff, static_cast<size_t>(bytes));
+  shared_at(target, static_cast<size_t>(bytes), 128, "TMA");
   ++stats.boxes;
   const int64_t column = at[0], row = at[1], head = at[2], batch = at[3];
-  machine.in_flight.push_back([=] {
+  start_copy(target, bytes, barrier, "TMA", [=] {
     for (uint32_t r = 0; r < map.rows; ++r) {
       for (uint32_t x = 0; x < 64; ++x) {
         const uint16_t value = element(map, {column + x, row + r, head, batch});
         memcpy(machine.shared + swizzled(target + r * kRowBytes + x * 2), &value, 2);
       }
     }
-    note_landed(target, bytes, m->agent, ++m->agent_time);
-    m->arrived.at[m->agent] = m->agent_time;
-    m->bytes -= bytes;
-    end_phase_if_complete(*m);
   });
-  if (config.naive) {
-    machine.in_flight.back()();
-    machine.in_flight.pop_back();
-  }
+}
+
+void copy_run(uint32_t target, const void* source, uint32_t barrier, int bytes) {
+  check_run(source, target, bytes, "cp.async.bulk");
+  ++stats.runs;
+  start_copy(target, bytes, barrier, "cp.async.bulk",
+             [=] { memcpy(machine.shared + target, source, static_cast<size_t>(bytes)); });
 }
 
 void fence_async() {

@@ -8,6 +8,8 @@
 //     wait that allows it; until then their accumulators are NaN
 //   - both proxies: what a thread stores must be fenced before the tensor cores read it
 //   - descriptors are taken apart field by field, and the swizzle is applied to addresses
+//   - runs of bytes to device memory read and write as late as they may, and must be ordered after
+//     those of other blocks by a flag and a fence (runs.cc)
 #ifndef SIMT_HOPPER_H_
 #define SIMT_HOPPER_H_
 
@@ -59,6 +61,43 @@ struct Products {
   uint64_t history = 0;                            // of descriptors
 };
 
+// A run of bytes from shared to device memory.
+struct Run {
+  char* target;
+  uint32_t source;
+  int bytes;
+  bool adds;               // floats to those that are there
+  int64_t number;          // within the launch
+  std::vector<char> data;  // once it has been read
+  bool holds_source;       // until a wait
+  bool arrived;
+};
+
+struct Runs {  // of a thread
+  std::vector<Run> open;
+  std::vector<std::vector<Run>> groups;  // committed, oldest first
+};
+
+// A point in the time of a warp.
+struct Moment {
+  int warp;
+  uint32_t time;
+};
+
+// A flag of another block that has been read.
+struct Acquired {
+  int release;
+  Moment when;
+  std::vector<Moment> fences;  // of the async proxy, since
+};
+
+// What a thread has last seen of a flag.
+struct Poll {
+  const int* flag;
+  size_t value;
+  int idle;  // how often it has looked again because nothing else could run
+};
+
 struct Hopper {
   std::map<uint32_t, Mbarrier> barriers;
   NamedBarrier named[16];
@@ -66,6 +105,10 @@ struct Hopper {
   std::vector<int> registers;      // per warp, of each thread
   int free_registers = 0;
   std::vector<int> register_waiters;
+  std::map<int, Runs> runs;   // by thread
+  std::map<int, Poll> polls;  // by thread
+  std::vector<int> pollers;   // threads that wait for a flag
+  std::vector<Acquired> acquired;
 };
 extern Hopper hopper;
 
@@ -82,7 +125,22 @@ void mbarrier_wait(uint32_t address, int parity);
 void named_barrier(int id, int threads, bool wait);
 
 void copy_box(uint32_t target, const CUtensorMap& map, uint32_t barrier, const int (&at)[4]);
+void copy_run(uint32_t target, const void* source, uint32_t barrier, int bytes);
 void fence_async();
+
+// Runs and flags. A launch is what blocks can wait for each other in.
+void begin_launch();
+void end_launch();
+void check_run(const void* memory, uint32_t shared, int bytes, const char* what);
+void start_run(void* target, uint32_t source, int bytes, bool adds);
+void commit_runs();
+void wait_for_runs(size_t groups, bool read_only);
+void end_thread_runs();
+int load_acquire(const int* flag);
+void store_release(int* flag, int value);
+void fence_async_global();
+// Lets threads that wait for a flag look again; false if there are none.
+bool wake_idle_pollers();
 
 void set_registers(int count, bool release);
 

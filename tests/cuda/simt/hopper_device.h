@@ -30,7 +30,35 @@ inline void store_shared_zeros(uint32_t address) {
   memset(simt::shared_at(address, 16, 16, "st.shared.v4"), 0, 16);
   simt::note_write(address, 16, "st.shared.v4");
 }
+inline void store_shared(uint32_t address, uint32_t word) {
+  memcpy(simt::shared_at(address, 4, 4, "st.shared"), &word, 4);
+  simt::note_write(address, 4, "st.shared");
+}
 inline void fence_async_proxy() { simt::fence_async(); }
+
+inline void copy_run(uint32_t target, const void* source, uint32_t barrier, int bytes) {
+  simt::copy_run(target, source, barrier, bytes);
+}
+inline void store_run(void* target, uint32_t source, int bytes) {
+  simt::start_run(target, source, bytes, false);
+}
+inline void add_run(float* target, uint32_t source, int bytes) {
+  simt::start_run(target, source, bytes, true);
+}
+inline void runs_commit() { simt::commit_runs(); }
+template <int kGroups>
+void runs_wait_read() {
+  simt::wait_for_runs(kGroups, true);
+}
+template <int kGroups>
+void runs_wait() {
+  simt::wait_for_runs(kGroups, false);
+}
+
+inline int load_acquire(const int* flag) { return simt::load_acquire(flag); }
+inline void store_release(int* flag, int value) { simt::store_release(flag, value); }
+inline void fence_async_proxy_global() { simt::fence_async_global(); }
+inline int take_ticket(int* counter) { return (*counter)++; }
 
 template <int kRegisters>
 void release_registers() {

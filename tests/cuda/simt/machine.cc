@@ -109,6 +109,7 @@ void end_fiber() {
   bool pending = !f.open_copies.empty();
   for (const auto& group : f.groups) pending = pending || !group.empty();
   if (pending) fail("thread ends with asynchronous copies that it never waited for");
+  end_thread_runs();
   f.done = true;
   const uint32_t bit = 1u << machine.lane();
   machine.warp().runnable &= ~bit;
@@ -290,6 +291,7 @@ void run_block() {
       pick = &machine.warps[static_cast<size_t>(machine.lagging / 32)];
       if (pick->runnable == 0) pick = nullptr;
     }
+    if (pick == nullptr && wake_idle_pollers()) continue;
     if (pick == nullptr) {
       if (machine.alive > 0) machine.error = where() + deadlock();
       if (machine.error.empty()) machine.error = hopper_complaint();
@@ -366,6 +368,7 @@ void run_grid(unsigned blocks, int threads, size_t shared_bytes, std::function<v
   for (unsigned i = 0; i < blocks; ++i) order[i] = i;
   for (unsigned i = blocks; config.seed != 0 && i > 1; --i)
     std::swap(order[i - 1], order[machine.random() % i]);
+  begin_launch();
   for (const unsigned block : order) {
     block_index = {block, 0, 0};
     prepare_block(memory, threads);
@@ -374,6 +377,7 @@ void run_grid(unsigned blocks, int threads, size_t shared_bytes, std::function<v
     ++stats.blocks;
     if (!machine.error.empty()) throw Error(machine.error);
   }
+  end_launch();
 }
 
 }  // namespace simt

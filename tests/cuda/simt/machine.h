@@ -10,7 +10,8 @@
 //     end the run with a message
 //
 // What it cannot show: speed, the PTX strings, what the compiler makes of the code, the rounding
-// inside tensor cores, weak memory ordering, and races between blocks.
+// inside tensor cores, weak memory ordering, and races between blocks other than those of runs
+// that flags must order (runs.cc).
 #ifndef SIMT_MACHINE_H_
 #define SIMT_MACHINE_H_
 
@@ -46,6 +47,7 @@ struct Stats {
   int64_t blocks = 0;
   int64_t boxes = 0;          // copies by the copy engine
   int64_t wide_products = 0;  // of a warpgroup, one per warp
+  int64_t runs = 0;           // of plain bytes, by the copy engine
 };
 
 extern Config config;
@@ -108,6 +110,7 @@ struct Shadow {
   int writer = 0;
   uint32_t written = 0;           // time of the writer; kPending while a copy is in flight
   bool unfenced = false;          // by a thread, and not yet visible to the async proxy
+  int runs = 0;                   // that may still be reading
   uint32_t read[kMaxWarps] = {};  // time of the last read by each warp
 };
 constexpr uint32_t kPending = ~0u;
@@ -154,6 +157,8 @@ void note_read(uint32_t address, int bytes, const char* what, bool async = false
 void note_write(uint32_t address, int bytes, const char* what, bool pending = false,
                 int agent = -1);
 void note_landed(uint32_t address, int bytes);
+// A run of bytes to device memory that `starts` to read these, or has read them.
+void note_run(uint32_t address, int bytes, bool starts);
 void note_landed(uint32_t address, int bytes, int agent, uint32_t time);
 
 // All lanes of `mask` meet; the last one to come runs `work` on the slots of all, then everyone

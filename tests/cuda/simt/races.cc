@@ -51,6 +51,7 @@ void note_write(uint32_t address, int bytes, const char* what, bool pending, int
     if (s.written == kPending || (s.writer != me && s.written > clock.at[s.writer])) {
       race(what, "writes", i, "that another warp or copy is writing");
     }
+    if (s.runs != 0) race(what, "writes", i, "that a run may still be reading (missing wait)");
     for (size_t w = 0; w < machine.warps.size(); ++w) {
       if (static_cast<int>(w) != me && s.read[w] > clock.at[w]) {
         race(what, "writes", i, "that another warp may still be reading");
@@ -74,6 +75,17 @@ void note_landed(uint32_t address, int bytes, int agent, uint32_t time) {
   for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes)) / 2; ++i) {
     machine.shadow[i].writer = agent;
     machine.shadow[i].written = time;
+  }
+}
+
+void note_run(uint32_t address, int bytes, bool starts) {
+  if (!config.races) return;
+  const int me = machine.warp_index();
+  for (uint32_t i = address / 2; i < (address + static_cast<uint32_t>(bytes)) / 2; ++i) {
+    Shadow& s = machine.shadow[i];
+    if (s.written == 0) race("a run", "reads", i, "that nobody has written");
+    s.runs += starts ? 1 : -1;
+    s.read[me] = machine.warp().clock.at[me];
   }
 }
 
