@@ -34,8 +34,7 @@ THREADS = 128  # of the sm90 probes, but for barrier_phases and registers
 
 # What the CPU model does in place of an instruction, and the probes that show what a GPU does.
 # Tests hold these names to be those of the model, of the wrappers in device.cuh, and of what the
-# kernels call. Nothing that the kernels leave alone (stmatrix, stores and reductions by the copy
-# engine) is in the model.
+# kernels call. Nothing that the kernels leave alone (stmatrix, stores of boxes) is in the model.
 INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "sm80": {
         "__syncthreads": ("async_copies",),
@@ -72,7 +71,18 @@ INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "named_arrive": ("named_barriers",),
         "copy_box": ("box",),
         "store_shared_zeros": ("zeros",),
-        "fence_async_proxy": ("box", "rows_float16"),
+        "store_shared": ("runs", "additions"),
+        "fence_async_proxy": ("box", "rows_float16", "runs"),
+        "copy_run": ("runs", "flags"),
+        "store_run": ("runs", "flags"),
+        "add_run": ("additions", "flags"),
+        "runs_commit": ("runs", "additions", "flags"),
+        "runs_wait_read": ("runs", "additions"),
+        "runs_wait": ("additions", "flags"),
+        "load_acquire": ("flags",),
+        "store_release": ("flags",),
+        "fence_async_proxy_global": ("additions", "flags"),
+        "take_ticket": ("flags",),
         "release_registers": ("registers",),
         "acquire_registers": ("registers",),
         "products_fence": ("rows_float16",),
@@ -81,6 +91,7 @@ INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "matrix_descriptor": ("rows_float16", "columns_float16", "held_float16"),
         "multiply_shared": (
             *("rows_float16", "rows_bfloat16", "columns_float16", "columns_bfloat16"),
+            *("mixed_float16", "mixed_bfloat16", "wide_float16", "wide_bfloat16"),
         ),
         "multiply_held": ("held_float16", "held_bfloat16"),
     },
@@ -215,6 +226,39 @@ def _held(probe: Probe, dtype: str) -> Any:
     return _accumulators(a @ np.concatenate([left, right], axis=1))
 
 
+def _wide(probe: Probe, dtype: str) -> Any:
+    a, left, right = _matrices(probe, dtype, 64, 64, 64)
+    return _accumulators(a.T @ np.concatenate([left, right], axis=1))
+
+
+def _terms(probe: Probe) -> Any:
+    """The words as integers, rounded to float32: one row of THREADS per word of a thread."""
+    return words(probe["in"]).view(np.int32).astype(np.float32).reshape(-1, THREADS)
+
+
+def _sums(terms: Any) -> Any:
+    """Of the rows, one after another, rounded each time."""
+    sums = terms[0]
+    for row in terms[1:]:
+        sums = sums + row
+    return sums.view(np.uint32)
+
+
+def _runs(probe: Probe, _: str) -> Any:
+    """Neighbours exchanged, and the two halves."""
+    return np.roll(words(probe["in"])[np.arange(THREADS) ^ 1], THREADS // 2)
+
+
+def _additions(probe: Probe, _: str) -> Any:
+    return _sums(_terms(probe))
+
+
+def _flags(probe: Probe, _: str) -> Any:
+    """Eight times the sums over blocks, the columns moved on by 17; three times the same."""
+    terms = _terms(probe)
+    return np.tile(np.concatenate([_sums(np.roll(terms, -17 * i, 1)) for i in range(8)]), 3)
+
+
 def _box(probe: Probe, _: str) -> Any:
     """16 rows of 64 columns from row 8, column 64 of [20, 80]; zeros outside; swizzled."""
     tensor = words(probe["in"]).view(np.uint16)[: 20 * 80].reshape(20, 80)
@@ -252,6 +296,11 @@ _SM90: dict[str, Callable[[Probe, str], Any]] = {
     "rows": _rows,
     "columns": _columns,
     "held": _held,
+    "mixed": _held,
+    "wide": _wide,
+    "runs": _runs,
+    "additions": _additions,
+    "flags": _flags,
     "box": _box,
     "barrier": _phases,
     "named": _named,
@@ -274,8 +323,9 @@ def arithmetic(document: Document) -> Document:
 
 
 def record(folder: Path, capability: str) -> dict[str, list[str]]:
-    """Runs what a GPU of this capability can run, into `folder`; per program what differs. Without
-    one ("") the model takes the GPU's place: a rehearsal, which is no golden data."""
+    """Runs what a GPU of this capability can run, into `folder`; per program what differs: the
+    model's sm80 from the GPU's, which is what is recorded, and the GPU's sm90 from arithmetic.
+    Without one ("") the model takes the GPU's place: a rehearsal, which is no golden data."""
     for path in (folder, BUILD):
         path.mkdir(parents=True, exist_ok=True)
     model = run(build_model("sm80"))

@@ -1,8 +1,8 @@
 // What the conformance programs share: inputs, the table of probes, and a JSON document of what went
 // in and what came out.
 //
-// A probe runs one instruction of the kernels, through the kernels' own wrapper, in one thread
-// block: word i of thread t comes from in[i * threads + t] and goes to out[i * threads + t]. On a
+// A probe runs one instruction of the kernels, through the kernels' own wrapper, mostly in one
+// thread block: word i of thread t comes from in[i * threads + t] and goes to out[i * threads + t]. On a
 // GPU the document is golden data; the CPU model must print the same. conformance.py compares.
 #ifndef ALIBI_CONFORMANCE_PROBE_H_
 #define ALIBI_CONFORMANCE_PROBE_H_
@@ -40,6 +40,7 @@ struct Probe {
   int out_words;  // per thread
   // Called with the input in device memory before the kernel runs; false ends the program.
   bool (*prepare)(uint32_t*) = nullptr;
+  int blocks = 1;
 };
 
 // ---- inputs, the same on every machine
@@ -133,8 +134,8 @@ inline const char* run(const Probe& probe, const std::vector<uint32_t>& in,
   memcpy(source, in.data(), in.size() * 4);
   const uint32_t* input = source;
   if (probe.prepare != nullptr && !probe.prepare(source)) return "it cannot be prepared";
-  const cudaError_t error =
-      simt::launch(probe.kernel, 1, probe.threads, probe.shared_bytes, input, out->data());
+  const cudaError_t error = simt::launch(probe.kernel, static_cast<unsigned>(probe.blocks),
+                                         probe.threads, probe.shared_bytes, input, out->data());
   simt::release(source);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -156,7 +157,7 @@ inline const char* run(const Probe& probe, const std::vector<uint32_t>& in,
     return "it cannot be prepared";
   if (error == cudaSuccess) {
     // clang-format off
-    probe.kernel<<<1, probe.threads, static_cast<size_t>(probe.shared_bytes)>>>(source, target);
+    probe.kernel<<<static_cast<unsigned>(probe.blocks), probe.threads, static_cast<size_t>(probe.shared_bytes)>>>(source, target);
     // clang-format on
     note(cudaGetLastError());
   }

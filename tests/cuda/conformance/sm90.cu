@@ -1,9 +1,11 @@
 // One probe for every kind of work that the Hopper kernels leave to the copy engine and to the
-// tensor cores, or do together: named barriers, registers, phases of mbarriers, a box with the 128-byte swizzle that reaches beyond its tensor,
-// and products with each storage order that a descriptor can name. Needs sm_90a.
+// tensor cores, or do together: named barriers, registers, phases of mbarriers, a box with the
+// 128-byte swizzle that reaches beyond its tensor, runs of plain bytes, sums of several blocks in a
+// fixed order, and products with each storage order that a descriptor can name. Needs sm_90a.
 //
-// What must come out is arithmetic on small integers and a permutation of bytes, so conformance.py
-// computes it: a wrong result here is a wrong reading of the manual.
+// What must come out is arithmetic on small integers, sums rounded in a known order, or a
+// permutation of bytes, so conformance.py computes it: a wrong result here is a wrong reading of the
+// manual.
 #include "probe.h"
 // After it, because the CPU model wants its own headers first.
 #include "cuda/sm90/device.cuh"
@@ -76,6 +78,34 @@ __global__ void product_columns(const uint32_t* in, uint32_t* out) {
   products_wait<0>();
   pin_registers(d);
   put_all(out, d);
+}
+
+// d = a b, or a^T b, with b [64 k, 128] in two panels of 64 columns.
+template <class T, bool kTransposedA>
+__device__ void product_of_panels(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base();
+  store_panels(base, in, 3 * kPanel / 4);
+  float d[16][4] = {};
+  products_fence();
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t step = static_cast<uint32_t>(k) * 2048;
+    const uint32_t a = base + (kTransposedA ? step : static_cast<uint32_t>(k) * 32);
+    multiply_shared<kTransposedA, true>(d, matrix_descriptor(a, kTransposedA ? kPanel : 16, 1024),
+                                        matrix_descriptor(base + kPanel + step, kPanel, 1024),
+                                        k != 0, T{});
+  }
+  products_commit();
+  products_wait<0>();
+  pin_registers(d);
+  put_all(out, d);
+}
+template <class T>
+__global__ void product_mixed(const uint32_t* in, uint32_t* out) {
+  product_of_panels<T, false>(in, out);
+}
+template <class T>
+__global__ void product_wide(const uint32_t* in, uint32_t* out) {
+  product_of_panels<T, true>(in, out);
 }
 
 // d = a b with a [64, 64] in registers and b [64 k, 128] in two panels of 64 columns.
@@ -189,6 +219,116 @@ __global__ void box(const uint32_t*, uint32_t* out) {
     out[i] = shared_word(base + static_cast<uint32_t>(i) * 4);
 }
 
+// ---- runs of 512 bytes, a word per thread
+
+constexpr int kRun = kThreads * 4;
+
+__device__ __forceinline__ uint32_t word_at(uint32_t run, int i) {
+  return run + static_cast<uint32_t>(i) * 4;
+}
+__device__ __forceinline__ void store_term(uint32_t run, uint32_t word) {
+  store_shared(word_at(run, static_cast<int>(threadIdx.x)),
+               __float_as_uint(static_cast<float>(static_cast<int>(word))));
+}
+
+// A run to shared memory, where every thread passes on the word of its neighbour; two runs take
+// them back, the second half first.
+__global__ void runs(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base(), back = base + kRun, barrier = base + kBarrier;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_fence();
+    barrier_arrive_expect(barrier, kRun);
+    copy_run(base, in, barrier, kRun);
+  }
+  __syncthreads();
+  barrier_wait(barrier, 0);
+  store_shared(word_at(back, thread), shared_word(word_at(base, thread ^ 1)));
+  fence_async_proxy();
+  __syncthreads();
+  if (thread != 0) return;
+  store_run(out, back + kRun / 2, kRun / 2);
+  runs_commit();
+  store_run(out + kThreads / 2, back, kRun / 2);
+  runs_commit();
+  runs_wait_read<1>();
+  runs_wait<0>();
+}
+
+// Two runs of terms to the same sums, the second from where the terms of the first were.
+__global__ void additions(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base();
+  const int thread = static_cast<int>(threadIdx.x);
+  float* sums = reinterpret_cast<float*>(out);
+  sums[thread] = static_cast<float>(static_cast<int>(in[thread]));
+  store_term(base, in[kThreads + thread]);
+  fence_async_proxy_global();
+  fence_async_proxy();
+  __syncthreads();
+  if (thread == 0) {
+    add_run(sums, base, kRun);
+    runs_commit();
+    runs_wait_read<0>();
+  }
+  __syncthreads();
+  store_term(base, in[2 * kThreads + thread]);
+  fence_async_proxy();
+  __syncthreads();
+  if (thread != 0) return;
+  runs_wait<0>();
+  add_run(sums, base, kRun);
+  runs_commit();
+  runs_wait<0>();
+}
+
+// Blocks add terms to the same sums, in the order of their tickets. Then the last one writes down
+// the sums as its threads see them, and as the copy engine does.
+constexpr int kAdders = 32, kSums = 8;
+__device__ int tickets, turns[kSums];
+
+__global__ void flags(const uint32_t* in, uint32_t* out) {
+  const uint32_t base = shared_base(), back = base + 2 * kRun, barrier = base + kBarrier;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_fence();
+    store_shared(base + kRun, static_cast<uint32_t>(take_ticket(&tickets)));
+  }
+  __syncthreads();
+  const int ticket = static_cast<int>(shared_word(base + kRun));
+  for (int i = 0; i < kSums; ++i) {
+    float* sums = reinterpret_cast<float*>(out) + i * kThreads;
+    store_term(base, in[ticket * kThreads + (thread + 17 * i) % kThreads]);
+    fence_async_proxy();
+    __syncthreads();
+    if (thread == 0) {
+      while (load_acquire(turns + i) != ticket) {
+      }
+      fence_async_proxy_global();
+      if (ticket == 0) {
+        store_run(sums, base, kRun);
+      } else {
+        add_run(sums, base, kRun);
+      }
+      runs_commit();
+      runs_wait<0>();
+      store_release(turns + i, ticket + 1);
+    }
+    __syncthreads();
+  }
+  if (ticket + 1 < kAdders) return;
+  if (thread == 0) {
+    barrier_arrive_expect(barrier, kSums * kRun);
+    copy_run(back, out, barrier, kSums * kRun);
+  }
+  barrier_wait(barrier, 0);
+  for (int i = thread; i < kSums * kThreads; i += kThreads) {
+    out[kSums * kThreads + i] = out[i];
+    out[2 * kSums * kThreads + i] = shared_word(word_at(back, i));
+  }
+}
+
 #ifdef ALIBI_CPU_MODEL
 auto find_encoder() { return &cuTensorMapEncodeTiled; }
 bool keep(const CUtensorMap& map) {
@@ -234,11 +374,18 @@ constexpr Probe kProbes[] = {
     {"zeros", zeros, kWords, kExact, kThreads, kThreads * 16, 4, 4},
     {"registers", registers, kWords, kExact, 3 * kThreads, 0, 1, 1},
     {"box", box, kWords, kExact, kThreads, kShared, 7, 4, encode_map},
+    {"runs", runs, kWords, kExact, kThreads, kShared, 1, 1},
+    {"additions", additions, kWords, kExact, kThreads, kRun, 3, 1},
+    {"flags", flags, kWords, kExact, kThreads, kShared, kAdders, 3 * kSums, nullptr, kAdders},
     {"rows_float16", product_rows<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},
     {"rows_bfloat16", product_rows<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 32, 32},
     {"columns_float16", product_columns<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},
     {"columns_bfloat16", product_columns<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 32,
      32},
+    {"mixed_float16", product_mixed<half_t>, kHalfIntegers, kExact, kThreads, kShared, 48, 64},
+    {"mixed_bfloat16", product_mixed<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 48, 64},
+    {"wide_float16", product_wide<half_t>, kHalfIntegers, kExact, kThreads, kShared, 48, 64},
+    {"wide_bfloat16", product_wide<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 48, 64},
     {"held_float16", product_held<half_t>, kHalfIntegers, kExact, kThreads, kShared, 48, 64},
     {"held_bfloat16", product_held<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 48, 64},
 };

@@ -48,8 +48,10 @@ inline float bfloat_value(Bfloat b) { return __uint_as_float(static_cast<uint32_
 inline float half_value(Half h) {
   const int exponent = h.bits >> 10 & 31, mantissa = h.bits & 1023;
   float f;
+  if (exponent == 31 && mantissa != 0)
+    return __uint_as_float(0x7fffffff);  // of every NaN, recorded
   if (exponent == 31) {
-    f = mantissa != 0 ? NAN : INFINITY;
+    f = INFINITY;
   } else if (exponent == 0) {
     f = std::ldexp(static_cast<float>(mantissa), -24);
   } else {
