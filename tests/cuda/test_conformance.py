@@ -92,6 +92,15 @@ def test_integer_products_of_the_model_are_exact(model: Document) -> None:
             np.testing.assert_array_equal(out[e], want)
 
 
+def test_no_number_becomes_the_one_that_an_h200_made_of_it(model: Document) -> None:
+    """cvt.f32.f16 forgets which NaN it was; from bfloat16 it is a shift."""
+    for dtype, want in (("float16", "7fffffff"), ("bfloat16", "7fff0000")):
+        probe = model["probes"][f"rounding_{dtype}"]
+        lane = probe["in"].split().index("7fc00000")
+        packed, low = (probe["out"].split()[32 * i + lane] for i in (0, 1))
+        assert (packed[4:], low) == ("7fff", want)
+
+
 def _flip(document: Document, name: str, bit: int) -> Document:
     """One bit of the middle word of a result changed."""
     changed = copy.deepcopy(document)
@@ -134,12 +143,15 @@ def _sm90_document() -> Document:
     """Inputs as sm90.cu draws them are not needed here: any small integers do."""
     rng = np.random.default_rng(0)
     probes = {}
-    for kind, in_words in (("rows", 32), ("columns", 32), ("held", 48)):
+    kinds = {"rows": 32, "columns": 32, "held": 48, "mixed": 48, "wide": 48}
+    for kind, in_words in kinds.items():
         for dtype in ("float16", "bfloat16"):
             x = rng.integers(-8, 9, in_words * conformance.THREADS * 2)
             bits = x.astype(conformance.NUMPY_DTYPES[dtype]).view(np.uint32)
             probes[f"{kind}_{dtype}"] = bits
     probes["box"] = rng.integers(0, 2**32, 7 * conformance.THREADS, np.uint32)
+    for kind, in_words in (("runs", 1), ("additions", 3), ("flags", 32)):
+        probes[kind] = rng.integers(0, 2**32, in_words * conformance.THREADS, np.uint32)
     probes["barrier_phases"] = np.arange(32, dtype=np.uint32)
     return {
         "platform": "test",
@@ -157,7 +169,7 @@ def test_the_arithmetic_of_hopper_is_what_loops_say() -> None:
     for name, probe in document["probes"].items():
         changed = _flip(document, name, 3) if name != "barrier_phases" else document
         assert (differences(changed, document) != []) == (name != "barrier_phases")
-        if not name.startswith("held"):
+        if not name.startswith(("held", "mixed", "wide")):
             continue
         dtype = conformance.NUMPY_DTYPES[name.split("_")[1]]
         x = words(probe["in"]).view(np.uint16).view(dtype).astype(np.float64).reshape(192, 64)
@@ -166,11 +178,32 @@ def test_the_arithmetic_of_hopper_is_what_loops_say() -> None:
             row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (e // 2)
             column = 8 * t + 2 * (thread % 4) + e % 2
             panel = x[64 + 64 * (column // 64) :][:64]
-            assert out[4 * t + e, thread] == sum(x[row] * panel[:, column % 64])
+            left = x[:64, row] if name.startswith("wide") else x[row]
+            assert out[4 * t + e, thread] == sum(left * panel[:, column % 64])
     tensor = words(document["probes"]["box"]["in"]).view(np.uint16)[:1600].reshape(20, 80)
     box = words(document["probes"]["box"]["out"]).view(np.uint16).reshape(16, 8, 8)
     assert box[3, 1 ^ 3, 5] == tensor[8 + 3, 64 + 8 + 5]
     assert not box[12:].any()
+
+
+def test_sums_of_runs_are_those_of_loops() -> None:
+    """Word by word, rounded after each addition; another order gives other bits."""
+    document = conformance.arithmetic(_sm90_document())
+    source, moved = (words(document["probes"]["runs"][part]) for part in ("in", "out"))
+    assert [moved[0], moved[63], moved[64]] == [source[65], source[126], source[1]]
+    for name, i, column in (("additions", 0, 5), ("flags", 0, 127), ("flags", 7, 100)):
+        terms, out = (words(document["probes"][name][part]) for part in ("in", "out"))
+        every = terms.view(np.int32).reshape(-1, 128)[:, (column + 17 * i) % 128]
+        total = np.float32(every[0])
+        for term in every[1:]:
+            total += np.float32(term)
+        assert out.view(np.float32)[128 * i + column] == total
+    terms, out = (words(document["probes"]["flags"][part]) for part in ("in", "out"))
+    np.testing.assert_array_equal(out.reshape(3, -1), out.reshape(3, -1)[[1, 2, 0]])
+    backwards = {**document["probes"]["flags"]}
+    backwards["in"] = " ".join(f"{w:08x}" for w in terms.reshape(32, 128)[::-1].ravel())
+    again = conformance.arithmetic({"platform": "test", "probes": {"flags": backwards}})
+    assert again["probes"]["flags"]["out"] != document["probes"]["flags"]["out"]
 
 
 CUDA = conformance.ROOT / "csrc" / "cuda"
