@@ -75,7 +75,7 @@ INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "fence_async_proxy": ("box", "rows_float16", "runs"),
         "copy_run": ("runs", "flags"),
         "store_run": ("runs", "flags"),
-        "add_run": ("additions", "flags"),
+        "add_run": ("additions", "subnormals", "flags"),
         "runs_commit": ("runs", "additions", "flags"),
         "runs_wait_read": ("runs", "additions"),
         "runs_wait": ("additions", "flags"),
@@ -253,6 +253,16 @@ def _additions(probe: Probe, _: str) -> Any:
     return _sums(_terms(probe))
 
 
+def _subnormals(probe: Probe, _: str) -> Any:
+    """The manual: terms and sums below the normal range become zeros of the same sign."""
+
+    def flushed(x: Any) -> Any:
+        return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+
+    x, y = (words(probe["in"]) & 0x80FFFFFF).view(np.float32).reshape(2, THREADS)
+    return flushed(flushed(x) + flushed(y)).view(np.uint32)
+
+
 def _flags(probe: Probe, _: str) -> Any:
     """Eight times the sums over blocks, the columns moved on by 17; three times the same."""
     terms = _terms(probe)
@@ -300,6 +310,7 @@ _SM90: dict[str, Callable[[Probe, str], Any]] = {
     "wide": _wide,
     "runs": _runs,
     "additions": _additions,
+    "subnormals": _subnormals,
     "flags": _flags,
     "box": _box,
     "barrier": _phases,

@@ -150,7 +150,7 @@ def _sm90_document() -> Document:
             bits = x.astype(conformance.NUMPY_DTYPES[dtype]).view(np.uint32)
             probes[f"{kind}_{dtype}"] = bits
     probes["box"] = rng.integers(0, 2**32, 7 * conformance.THREADS, np.uint32)
-    for kind, in_words in (("runs", 1), ("additions", 3), ("flags", 32)):
+    for kind, in_words in (("runs", 1), ("additions", 3), ("subnormals", 2), ("flags", 32)):
         probes[kind] = rng.integers(0, 2**32, in_words * conformance.THREADS, np.uint32)
     probes["barrier_phases"] = np.arange(32, dtype=np.uint32)
     return {
@@ -198,6 +198,15 @@ def test_sums_of_runs_are_those_of_loops() -> None:
         for term in every[1:]:
             total += np.float32(term)
         assert out.view(np.float32)[128 * i + column] == total
+    x, y = words(document["probes"]["subnormals"]["in"]).reshape(2, 128) & 0x80FFFFFF
+    out = words(document["probes"]["subnormals"]["out"])
+    for a, b, got in zip(x.tolist(), y.tolist(), out.tolist(), strict=True):
+        normal = [bits & 0x7F800000 != 0 for bits in (a, b)]
+        if not any(normal):
+            assert got == a & b & 0x80000000
+        elif not all(normal):
+            assert got == (a if normal[0] else b)
+        assert got & 0x7F800000 or not got & 0x7FFFFFFF
     terms, out = (words(document["probes"]["flags"][part]) for part in ("in", "out"))
     np.testing.assert_array_equal(out.reshape(3, -1), out.reshape(3, -1)[[1, 2, 0]])
     backwards = {**document["probes"]["flags"]}

@@ -282,6 +282,22 @@ __global__ void additions(const uint32_t* in, uint32_t* out) {
   runs_wait<0>();
 }
 
+// A sum below or at the lower end of the normal range.
+__global__ void subnormals(const uint32_t* in, uint32_t* out) {
+  constexpr uint32_t kSignAndLow = 0x80ffffff;
+  const uint32_t base = shared_base();
+  const int thread = static_cast<int>(threadIdx.x);
+  out[thread] = in[thread] & kSignAndLow;
+  store_shared(word_at(base, thread), in[kThreads + thread] & kSignAndLow);
+  fence_async_proxy_global();
+  fence_async_proxy();
+  __syncthreads();
+  if (thread != 0) return;
+  add_run(reinterpret_cast<float*>(out), base, kRun);
+  runs_commit();
+  runs_wait<0>();
+}
+
 // Blocks add terms to the same sums, in the order of their tickets. Then the last one writes down
 // the sums as its threads see them, and as the copy engine does.
 constexpr int kAdders = 32, kSums = 8;
@@ -376,6 +392,7 @@ constexpr Probe kProbes[] = {
     {"box", box, kWords, kExact, kThreads, kShared, 7, 4, encode_map},
     {"runs", runs, kWords, kExact, kThreads, kShared, 1, 1},
     {"additions", additions, kWords, kExact, kThreads, kRun, 3, 1},
+    {"subnormals", subnormals, kWords, kExact, kThreads, kRun, 2, 1},
     {"flags", flags, kWords, kExact, kThreads, kShared, kAdders, 3 * kSums, nullptr, kAdders},
     {"rows_float16", product_rows<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},
     {"rows_bfloat16", product_rows<bfloat_t>, kBfloatIntegers, kExact, kThreads, kShared, 32, 32},
