@@ -202,6 +202,12 @@ ALIBI_HD TilePlace longest_first(unsigned index, int tiles, int sequences, int t
   return {first + static_cast<int>(rest % count), tiles - 1 - static_cast<int>(rest / count)};
 }
 
+// The task that a block takes in a round, when blocks share out tasks that grow shorter and shorter:
+// every other round starts with the block that came last, so that none has always the longer ones.
+ALIBI_HD int serpentine(int round, int block, int blocks) {
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+}
+
 // Part `index` of `count` of a range, in whole tiles of `size`, as even as tiles allow; trailing
 // parts may be empty.
 ALIBI_HD Range split_range(Range range, int count, int index, int size) {

@@ -106,8 +106,8 @@ struct WarpgroupTile {
 };
 
 // out = softmax(q k^T) v: accumulators (columns + head_dim) / 2 registers, and columns / 4 for P.
-constexpr WarpgroupTile kHopperForwardTiles[] = {{64, 2, 128, 2, 240, 24},
-                                                 {128, 2, 128, 2, 240, 24}};
+constexpr WarpgroupTile kHopperForwardTiles[] = {{64, 3, 128, 4, 160, 32},
+                                                 {128, 2, 128, 3, 232, 40}};
 
 // dq: rows are queries. Accumulators columns + head_dim / 2, and columns / 4 for dS.
 constexpr WarpgroupTile kHopperQueryGradTiles[] = {{64, 2, 64, 2, 240, 24},

@@ -312,6 +312,30 @@ void check_longest_first() {
   }
 }
 
+// Every task once, in rounds, and no block's share much longer than another's when tasks shrink.
+void check_serpentine() {
+  for (int blocks = 1; blocks <= 6; ++blocks) {
+    for (int rounds = 2; rounds <= 8; rounds += 2) {
+      const int tasks = rounds * blocks;
+      std::set<int> seen;
+      int shortest = tasks * tasks, longest = 0;
+      for (int block = 0; block < blocks; ++block) {
+        int length = 0;
+        for (int round = 0; round < rounds; ++round) {
+          const int index = serpentine(round, block, blocks);
+          expect(index / blocks == round, "a task of the round", blocks, round, block);
+          seen.insert(index);
+          length += tasks - index;
+        }
+        shortest = least(shortest, length);
+        longest = most(longest, length);
+      }
+      expect(static_cast<int>(seen.size()) == tasks, "every task once", blocks, rounds, 0);
+      expect(longest == shortest, "shares are even", blocks, longest, shortest);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -337,6 +361,7 @@ int main() {
   check_splits();
   check_within_reach();
   check_longest_first();
+  check_serpentine();
   check_reach_of_slack();
   check_swizzle();
   check_tile_tables();

@@ -211,8 +211,8 @@ PORTABLE = (
     Mutant(
         "old row sum not rescaled",
         SOFTMAX,
-        "fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sum)",
-        "row_sum[i / 2][i % 2] + sum",
+        "fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sums[0])",
+        "row_sum[i / 2][i % 2] + sums[0]",
     ),
     Mutant(
         "walk forgets the left side",

@@ -11,7 +11,8 @@ CASES = (
     (Case("spans", 2, 4, 2, 140, 700, 128, spans=((37, 690, 555), (140, 420, 300))), "float16"),
     (Case("full", 1, 2, 1, 133, 650, 128, causal=False, slopes="learned"), "bfloat16"),
     (BOTH_SIDES, "float16"),
-    (Case("sees-nothing", 1, 1, 1, 300, 600, 64, spans=((150, 590, 0),)), "float16"),
+    (Case("signed", 1, 1, 1, 64, 400, 64, False, bias="signed", spans=((0, 400, 0),)), "float16"),
+    (Case("sees-nothing", 1, 2, 1, 300, 600, 64, spans=((250, 590, 0),)), "float16"),
     (Case("steep", 1, 2, 1, 160, 1300, 64, slopes="steep"), "float16"),
     (Case("one-tile", 1, 1, 1, 40, 100, 64), "bfloat16"),
     (Case("far-ahead", 1, 1, 1, 40, 640, 128, spans=((130, 600, 900),), slopes="steep"), "float16"),
@@ -34,9 +35,8 @@ GEOMETRY, TILES = "geometry.h", "tile_config.h"
 
 K_FULL = "barrier_wait(memory.k_full(k_place.stage), k_place.parity);"
 V_FULL = "barrier_wait(memory.v_full(v_place.stage), v_place.parity);"
-K_DONE = (
-    "products_wait<1>();\n    pin_registers(s[0]);\n    release(memory.k_empty(k_place.stage));"
-)
+V_NEXT = "barrier_wait(memory.v_full(v_next.stage), v_next.parity);"
+K_DONE = "products_wait<1>();\n    pin_registers(s[0]);\n    release_keys(last);"
 V_DONE = (
     "products_wait<0>();\n    pin_registers(o[0]);\n    release(memory.v_empty(v_place.stage));"
 )
@@ -50,21 +50,45 @@ def _forward(
 
 
 WAITS = (
-    _forward("no wait for Q", "barrier_wait(memory.q_full(), 0);"),
+    _forward("no wait for Q", "barrier_wait(memory.q_full(), q_place.parity);"),
+    _forward("Q overwritten early", "barrier_wait(memory.q_empty(), q_place.parity ^ 1);"),
+    _forward("Q never released", "if (last) release(memory.q_empty());"),
+    _forward("Q released by every tile", "if (last) release", "release"),
+    _forward(
+        "Q not released by a task without keys",
+        "release(memory.q_empty());\n      } else",
+        "} else",
+    ),
+    _forward("a task announced before its place is free", "    q_place.advance();\n"),
+    _forward(
+        "the last task not announced", "    announce({{0, 0, -1}, {0, 0, 0}, {0, 0}, 0.0f});\n"
+    ),
     _forward("no wait for the first K", K_FULL, nth=0),
     _forward("no wait for K", K_FULL, nth=1),
-    _forward("no wait for V", V_FULL, nth=0),
-    _forward("no wait for the last V", V_FULL, nth=1),
+    _forward("no wait for the last V", V_FULL, nth=0),
+    _forward("no wait for V", V_NEXT),
+    _forward(
+        "a skipped K released before it has come",
+        K_FULL,
+        nth=2,
+        equal="who has the turn knows that all have released the tile before the last one",
+    ),
+    _forward(
+        "a skipped V released before it has come",
+        V_FULL,
+        nth=1,
+        equal="four buffers: the turns keep the warpgroups closer together than that",
+    ),
     _forward("K overwritten early", "barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);"),
     _forward("V overwritten early", "barrier_wait(memory.v_empty(place.stage), place.parity ^ 1);"),
     _forward("producer waits for the wrong phase", "place.parity ^ 1", "place.parity"),
     _forward(
         "a late lane of the producer misses a phase",
-        "    if (leader) {\n      barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);",
-        "    barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);\n    if (leader) {",
+        "if (leader) {\n        barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);",
+        "barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);\n      if (leader) {",
     ),
     _forward("parity never changes", "parity ^= 1;", file=MATRIX),
-    _forward("edge parity never changes", "edge_parity ^= 1;"),
+    _forward("edge parity never changes", "    edge_place.advance();\n"),
     _forward("S read before its wait", K_DONE, K_DONE.replace("<1>", "<2>")),
     _forward("O read before its wait", V_DONE, V_DONE.replace("<0>", "<1>")),
     _forward("the last O read before its wait", "products_wait<0>();", "products_wait<1>();", 2),
@@ -75,12 +99,15 @@ WAITS = (
         equal="before K is refilled the producer waits for a V that all warps release later",
     ),
     _forward("V released before its products end", V_DONE, "\n".join(reversed(V_DONE.split("\n")))),
-    _forward("K never released", K_DONE, K_DONE.rsplit("\n", 1)[0]),
+    _forward("K never released", "    release(memory.k_empty(k_place.stage));\n"),
     _forward("V never released", V_DONE, V_DONE.rsplit("\n", 1)[0]),
-    _forward("V released by the first tile", "k_place.advance();", "v_place.advance();"),
+    _forward("V counted instead of K", "    k_place.advance();", "    v_place.advance();"),
     _forward(
-        "empty counts warpgroups, not warps", "empty ? 4 * kTile.groups", "empty ? kTile.groups"
+        "the last V never released",
+        "release(memory.v_empty(v_place.stage));\n    v_place.advance();",
+        "v_place.advance();",
     ),
+    _forward("empty counts warpgroups, not warps", "? 4 * kTile.groups : 1", "? kTile.groups : 1"),
     _forward(
         "every lane releases",
         "if (lane_id() == 0) barrier_arrive(barrier);",
@@ -95,7 +122,9 @@ COPIES = (
         "half of K expected", "k_full(place.stage), kBytes);", "k_full(place.stage), kBytes / 2);"
     ),
     _forward(
-        "half of V expected", "v_full(place.stage), kBytes);", "v_full(place.stage), kBytes / 2);"
+        "half of V expected",
+        "barrier_arrive_expect(barrier, kBytes);",
+        "barrier_arrive_expect(barrier, kBytes / 2);",
     ),
     _forward(
         "every panel from the first columns", "panel * kPanelColumns, row", "0, row", file=MATRIX
@@ -105,18 +134,18 @@ COPIES = (
     ),
     _forward(
         "K of the wrong head",
-        "key,\n                             task.kv_head",
-        "key,\n                             task.place.head",
+        "key,\n                               task.kv_head",
+        "key,\n                               task.place.head",
     ),
     _forward(
         "K of the first batch item",
-        "key,\n                             task.kv_head, task.place.batch",
-        "key,\n                             task.kv_head, 0",
+        "key,\n                               task.kv_head, task.place.batch",
+        "key,\n                               task.kv_head, 0",
     ),
     _forward(
         "Q of the wrong rows",
-        "task.rows.begin,\n                               task.place.head",
-        "0,\n                               task.place.head",
+        "task.place.tile * kTile.rows(), task.place.head,",
+        "0, task.place.head,",
     ),
     _forward(
         "rows a head apart",
@@ -155,7 +184,7 @@ COPIES = (
     _forward(
         "first valid row cleared", "row >= valid.begin &&", "row > valid.begin &&", file=MATRIX
     ),
-    _forward("cleared before it has landed", "barrier_wait(memory.v_raw(), parity);"),
+    _forward("cleared before it has landed", "barrier_wait(memory.v_raw(), edge_place.parity);"),
     _forward("clearing not fenced", "  fence_async_proxy();\n", file=MATRIX),
     _forward(
         "full before all lanes have cleared",
@@ -174,7 +203,18 @@ PRODUCTS = (
     _forward("O before S", NEXT, "start_next_sum();\n    start_next_scores();\n    turn.pass();"),
     _forward("P packed while it is read", V_DONE, "pack_tile<T>(p, s[0]);\n    " + V_DONE),
     _forward("O rescaled while it is written", V_DONE, "rescale_rows(o, rescale);\n    " + V_DONE),
-    _forward("O not rescaled", "    rescale_rows(o, rescale);\n"),
+    _forward("O not rescaled", "    if (!same) rescale_rows(o, rescale);\n"),
+    _forward(
+        "O rescaled only when all lanes need it",
+        "__all_sync(kAllLanes, same && counted)",
+        "!__all_sync(kAllLanes, !same)",
+    ),
+    _forward(
+        "O rescaled by each lane for itself",
+        "__all_sync(kAllLanes, same && counted)",
+        "same",
+        equal="lanes of a row agree; the vote is for speed",
+    ),
     _forward("S added to the old one", "k != 0, T{}", "true, T{}", file=MATRIX),
     _forward("k step of 64 bytes", "k % 4 * 32", "k % 4 * 64", file=MATRIX),
     _forward("second panel of Q forgotten", "panel * kPanelBytes<kRowsA> +", "0 +", file=MATRIX),
@@ -207,8 +247,8 @@ PRODUCTS = (
     ),
     _forward(
         "first tile not packed",
-        "softmax(tile, std::false_type{});\n    pack_tile<T>(p, s[0]);",
-        "softmax(tile, std::false_type{});",
+        f"{V_FULL}\n    pack_tile<T>(p, s[0]);",
+        V_FULL,
     ),
 )
 
@@ -232,36 +272,48 @@ TURNS = (
 SCORES = (
     _forward(
         "diagonal tile taken for a plain one",
-        "side_of_diagonal(head.span, rows, keys) < 0;",
-        "true;",
+        "const int side = side_of_diagonal(head.span, rows, keys);",
+        "const int side = -1;",
     ),
     _forward(
-        "right side taken for a plain one",
-        "side_of_diagonal(head.span, rows, keys) < 0;",
-        "side_of_diagonal(head.span, rows, keys) != 0;",
+        "right side taken for the left one",
+        "const int side = side_of_diagonal(head.span, rows, keys);",
+        "const int side = -abs(side_of_diagonal(head.span, rows, keys));",
+    ),
+    _forward(
+        "a bias that grows to the right taken for one that falls",
+        "side > 0 && !head.symmetric ? 0 : side",
+        "side",
     ),
     _forward(
         "edges of the span taken for plain",
-        "return all_allowed(head.span, rows, keys, head.causal) &&",
-        "return",
+        "    if (!all_allowed(head.span, rows, keys, head.causal)) return 0;\n",
     ),
     _forward("plain: one column off", "(kColumns - 7)", "(kColumns - 8)"),
+    _forward("right of the diagonal: one column off", ": -(8 * t + e)", ": -(8 * t + e + 1)"),
+    _forward("plain: the lane's columns left out", "lane_column - 6 :", "-6 :"),
+    _forward("right of the diagonal: the lane's columns left out", ": -lane_column", ": 0"),
+    _forward(
+        "maxima never move",
+        "<= state.row_max[0][i] + kHeadroom",
+        "<= INFINITY",
+    ),
     _forward(
         "plain: distance to the wrong key",
-        "tile * kColumns + kColumns - 1, lane",
-        "tile * kColumns + kColumns, lane",
+        "tile * kColumns + kColumns - 1 - position",
+        "tile * kColumns + kColumns - position",
     ),
     _forward(
         "plain: the row's part left out",
-        "state.absorb(s, rescale, offset);",
-        "state.absorb(s, rescale);",
+        "state.absorb<2>(s, rescale, offset);",
+        "state.absorb<2>(s, rescale);",
     ),
     _forward(
         "plain: rows 8 apart taken for one",
-        "row0 + 8 * i + lane_id() / 4);",
-        "row0 + lane_id() / 4);",
+        "row0() + 8 * i + lane_id() / 4;",
+        "row0() + lane_id() / 4;",
     ),
-    _forward("rows of the wrong warp", "warp_id() % 4 * 16)", "(warp_id() + 1) % 4 * 16)"),
+    _forward("rows of the wrong warp", "warp_id() % 4 * 16;", "(warp_id() + 1) % 4 * 16;"),
     _forward(
         "offset not in the shift",
         "anchor - offset[i / 2][i % 2]",
@@ -270,8 +322,9 @@ SCORES = (
     ),
     _forward(
         "rows past the end are stored",
-        "if (row >= problem.len_q) continue;",
-        file="sm80/output.cuh",
+        "row < problem.len_q;",
+        "true;",
+        file="sm90/output.cuh",
     ),
 )
 
@@ -298,6 +351,40 @@ REACH = (
         "return {static_cast<int>(rest % count)",
         file=GEOMETRY,
         equal="the cases have one section; geometry_test.cc covers more",
+    ),
+    _forward(
+        "rounds all in one direction",
+        "round % 2 == 0 ? block",
+        "true ? block",
+        file=GEOMETRY,
+        equal="the order of tasks, and the cases have one block; geometry_test.cc covers more",
+    ),
+    _forward(
+        "a task is not followed by another", "index < params.tasks; ++round", "round < 1; ++round"
+    ),
+    _forward(
+        "tickets count from the first task",
+        "leader ? blocks + atomicAdd",
+        "leader ? atomicAdd",
+        equal="a task done twice gives the same; it would only be slow",
+    ),
+    _forward(
+        "one lane keeps its task", "index = __shfl_sync(kAllLanes, next, 0);", "index = next;"
+    ),
+    _forward(
+        "rows that see a key of the tile skip it",
+        "head.span.q_start + group_row + 64",
+        "head.span.q_start + group_row + 32",
+    ),
+    _forward(
+        "a skipped tile's turn not passed on",
+        "    turn.take();\n    turn.pass();\n    release_keys",
+        "    release_keys",
+    ),
+    _forward(
+        "a late lane misses the phase of a skipped V",
+        "    __syncwarp();  // a late lane would",
+        "    // a late lane would",
     ),
     _forward(
         "tiles from the first",

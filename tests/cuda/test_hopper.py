@@ -53,6 +53,21 @@ def test_many_tiles_under_several_schedules(hopper: Model, case: Case, seed: int
     assert hopper.stats()["wide_products"] > 0
 
 
+@pytest.mark.parametrize("multiprocessors", [2, 3])
+@pytest.mark.parametrize("prune", [True, False], ids=["tickets", "serpentine"])
+@pytest.mark.parametrize("case", MANY_TILES[:2] + MANY_TILES[4:5], ids=str)
+def test_blocks_share_the_tasks(
+    hopper: Model, case: Case, prune: bool, multiprocessors: int
+) -> None:
+    """With pruning by tickets, of which the model's first block draws all; else in fixed rounds."""
+    case = replace(case, B=3, spans=case.spans[:1] * 3 if case.spans else None)
+    parts = ("forward",)
+    check(
+        hopper, case, "float16", prune=prune, multiprocessors=multiprocessors, parts=parts, seed=3
+    )
+    assert hopper.stats()["async_copies"] == 0, "a portable kernel ran"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

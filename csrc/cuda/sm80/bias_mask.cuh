@@ -43,10 +43,18 @@ __device__ __forceinline__ float bias_factor(const HeadView& head, float distanc
   return head.symmetric ? -fabsf(distance) : distance;
 }
 
+// Keys of a row that are allowed, counted from `key`, whose distance from the row's position is
+// given.
+__device__ __forceinline__ Range allowed_from(const HeadView& head, int key, int distance) {
+  const int end = head.span.kv_end - key;
+  return {head.span.kv_start - key, head.causal ? least(end, 1 - distance) : end};
+}
+
 // Turns products into scores. Element (m, t, e) of s belongs to tile row row0 + 16m + l/4 + 8(e/2)
 // and tile column column0 + 8t + 2(l%4) + e%2; rows are queries and columns keys, or the other way
-// round with kRowsAreKeys.
-template <bool kRowsAreKeys, int kM, int kN>
+// round with kRowsAreKeys. kSelect: pairs that are not allowed are replaced without branches, which
+// takes a few registers more.
+template <bool kRowsAreKeys, bool kSelect = false, int kM, int kN>
 __device__ __forceinline__ void add_bias_and_mask(float (&s)[kM][kN][4], const HeadView& head,
                                                   int row0, int column0) {
   constexpr float kStep =
@@ -69,6 +77,17 @@ __device__ __forceinline__ void add_bias_and_mask(float (&s)[kM][kN][4], const H
       for (int c = 0; c < 2 * kN; ++c) {
         float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
         x = fmaf(slope2, first + kStep * static_cast<float>(c / 2 * 8 + c % 2), x * head.scale2);
+      }
+    } else if constexpr (kSelect) {
+      static_assert(!kRowsAreKeys, "allowed keys are columns");
+      const Range allowed = allowed_from(head, key, distance0);
+#pragma unroll
+      for (int c = 0; c < 2 * kN; ++c) {
+        const int offset = c / 2 * 8 + c % 2;
+        const float distance = first + static_cast<float>(offset);
+        float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
+        x = fmaf(head.slope2, bias_factor(head, distance), x * head.scale2);
+        x = (offset >= allowed.begin) & (offset < allowed.end) ? x : -INFINITY;
       }
     } else {
 #pragma unroll

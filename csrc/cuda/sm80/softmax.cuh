@@ -24,28 +24,36 @@ struct RowState {
   // Takes in one score tile, which becomes its weights exp2(s - row_max); returns in `rescale` what
   // older sums must be multiplied by. A row that has seen nothing allowed keeps row_max = -inf and
   // gets weights 0. Scores of row i may be handed in without a part that they share, offset[i].
-  template <int kN>
+  // kChains: of maxima and of sums, in which every step waits for the one before.
+  template <int kChains = 1, int kN>
   __device__ __forceinline__ void absorb(float (&s)[kM][kN][4], float (&rescale)[kM][2],
                                          const float (&offset)[kM][2] = {}) {
 #pragma unroll
     for (int i = 0; i < 2 * kM; ++i) {
       float& top = row_max[i / 2][i % 2];
-      float largest = -INFINITY;
+      float tops[kChains];
 #pragma unroll
-      for (int c = 0; c < 2 * kN; ++c) largest = fmaxf(largest, s[i / 2][c / 2][i % 2 * 2 + c % 2]);
-      largest = fmaxf(top, quad_max(largest) + offset[i / 2][i % 2]);
+      for (int c = 0; c < 2 * kN; ++c) {
+        const float x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
+        tops[c % kChains] = c < kChains ? x : fmaxf(tops[c % kChains], x);
+      }
+#pragma unroll
+      for (int c = 1; c < kChains; ++c) tops[0] = fmaxf(tops[0], tops[c]);
+      const float largest = fmaxf(top, quad_max(tops[0]) + offset[i / 2][i % 2]);
       const float anchor = largest == -INFINITY ? 0.0f : largest;
       rescale[i / 2][i % 2] = exp2_fast(top - anchor);
       top = largest;
       const float shift = anchor - offset[i / 2][i % 2];
-      float sum = 0.0f;
+      float sums[kChains];
 #pragma unroll
       for (int c = 0; c < 2 * kN; ++c) {
         float& x = s[i / 2][c / 2][i % 2 * 2 + c % 2];
         x = exp2_fast(x - shift);
-        sum += x;
+        sums[c % kChains] = c < kChains ? x : sums[c % kChains] + x;
       }
-      row_sum[i / 2][i % 2] = fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sum);
+#pragma unroll
+      for (int c = 1; c < kChains; ++c) sums[0] += sums[c];
+      row_sum[i / 2][i % 2] = fmaf(row_sum[i / 2][i % 2], rescale[i / 2][i % 2], sums[0]);
     }
   }
 

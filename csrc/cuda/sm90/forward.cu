@@ -29,14 +29,22 @@ void launch_forward(Call& call, const ForwardParams& forward) {
     if (call.ok()) run_query_norms(call, dtype, problem, forward.q, kTile.rows(), norms);
     params.query_norms = norms;
   }
-  call.launch(attention_forward_hopper<T, D>, heads * tiles, kTile.threads(),
-              ForwardMemory<D>::kBytes, params);
+  if (heads * tiles > INT32_MAX - call.multiprocessors())
+    return call.fail(ALIBI_SHAPE, "more tiles of query rows than an int can count");
+  params.tasks = static_cast<int>(heads * tiles);
+  // Tasks of one section, none pruned, are shared out evenly as they are.
+  if (problem.prune || params.together < heads) {
+    params.tickets = call.scratch<int>(1);
+    call.clear(params.tickets, sizeof(int));
+  }
+  call.launch(attention_forward_hopper<T, D>, least(params.tasks, call.multiprocessors()),
+              kTile.threads(), ForwardMemory<D>::kBytes, params);
 }
 
 }  // namespace
 
 bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params) {
-  return params.splits == 1 &&
+  return params.splits == 1 && params.out.aligned &&
          hopper_takes(call, dtype, params.problem, {params.q}, {params.k, params.v});
 }
 

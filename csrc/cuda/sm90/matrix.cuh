@@ -27,9 +27,10 @@ constexpr int kPanelBytes = kRows * kPanelRowBytes;
 template <int kRows, int D>
 constexpr int kTileBytes = D / kPanelColumns * kPanelBytes<kRows>;
 
-// The same descriptor with its address moved on.
+// The same descriptor with its address moved on, which never carries beyond the low half.
 __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) {
-  return descriptor + static_cast<uint64_t>(bytes >> 4);
+  const uint32_t low = static_cast<uint32_t>(descriptor) + static_cast<uint32_t>(bytes >> 4);
+  return (descriptor & 0xffffffff00000000u) | low;
 }
 
 // Starts s = a b^T: 64 rows of tile a, from `a` on (a multiple of 8 rows), times the 8 kN rows of
@@ -85,6 +86,7 @@ __device__ __forceinline__ void copy_tile(uint32_t tile, const CUtensorMap& map,
 // back and one of them has arrived at a barrier.
 template <int kRows, int D>
 __device__ __forceinline__ void clear_rows(uint32_t tile, int first, Range valid) {
+#pragma unroll 1  // the warp that copies has few registers
   for (int row = lane_id(); row < kRows; row += 32) {
     if (first + row >= valid.begin && first + row < valid.end) continue;
 #pragma unroll
