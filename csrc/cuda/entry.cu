@@ -142,7 +142,11 @@ struct ForwardRoute {
   void (*run)(Call& call, int32_t dtype, const ForwardParams& params);
 };
 bool takes_any(const Call&, int32_t, const ForwardParams&) { return true; }
+bool takes_decoding(const Call&, int32_t, const ForwardParams& params) {
+  return decode_takes(params.problem);
+}
 constexpr ForwardRoute kForwardRoutes[] = {
+    {takes_decoding, run_decode},
 #if CUDART_VERSION >= 12000  // the first one that knows the instructions of sm_90a
     {hopper_takes_forward, run_forward_hopper},
 #endif
@@ -167,9 +171,13 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
   params.v = key_input(call, args.v, p);
   params.out = query_output(args.out, p);
   params.lse = args.lse;
-  params.key_norms = prepare_key_norms(call, p.dtype, params.problem, params.k);
-  params.problem.prune = params.key_norms != nullptr;
-  params.splits = forward_splits(call, p.dtype, params.problem);
+  if (decode_takes(params.problem)) {
+    params.splits = decode_splits(call, p.dtype, params.problem);
+  } else {
+    params.key_norms = prepare_key_norms(call, p.dtype, params.problem, params.k);
+    params.problem.prune = params.key_norms != nullptr;
+    params.splits = forward_splits(call, p.dtype, params.problem);
+  }
   if (params.splits > 1) {
     const int64_t rows = p.batch * p.heads_q * p.len_q * params.splits;
     params.split_out = call.scratch<float>(rows * p.head_dim);

@@ -227,6 +227,55 @@ ALIBI_HD int choose_splits(int64_t blocks, int key_tiles, int multiprocessors) {
   return most(1, least(wanted, key_tiles / 4));
 }
 
+// Decoding: the query rows of the heads that share a key head stand one below the other, head by
+// head, in tiles of this many. A call with more rows per head fills tiles of its own.
+constexpr int kDecodeRows = 16;
+ALIBI_HD constexpr bool is_decode(int len_q) { return len_q <= kDecodeRows; }
+
+struct PackedRow {
+  int head;  // of those that share the key head
+  int query;
+};
+ALIBI_HD PackedRow packed_row(int index, int len_q) { return {index / len_q, index % len_q}; }
+
+// Up to `count` neighbouring keys of `keys`, among them the one nearest to a position.
+ALIBI_HD Range nearest_keys(Range keys, int position, int count) {
+  const int begin = most(keys.begin, least(position + 1 - count, keys.end - count));
+  return {begin, least(begin + count, keys.end)};
+}
+
+// Weights relative to a score of the row: as many of these as there are keys add up to less than
+// 2^-25 of the row.
+ALIBI_HD float negligible_weight(int len_k) {
+  return exp2f(-25.0f) / (static_cast<float>(len_k) + 1.0f);
+}
+
+// Into how many parts a decoding kernel should split the keys. `slots` blocks run at a time: the
+// fewest parts that keep them nearly as busy as any other number would, none below two steps of a
+// block. Where parts take unequal time there should be more of them than run at a time, but then of
+// eight steps.
+inline int choose_decode_splits(int64_t blocks, int steps, int slots, bool unequal) {
+  const int64_t room = int64_t{slots} * (unequal ? 4 : 1);
+  const int limit = most(1, least(steps / (unequal ? 8 : 2), 128));
+  const auto busy = [&](int splits) {
+    const int64_t all = blocks * splits, rounds = (all + room - 1) / room;
+    return static_cast<float>(all) / static_cast<float>(rounds * room);
+  };
+  if (blocks <= 0) return 1;
+  float best = 0.0f;
+  for (int splits = 1; splits <= limit; ++splits) best = fmaxf(best, busy(splits));
+  int splits = 1;
+  while (busy(splits) < 0.85f * best) ++splits;
+  return splits;
+}
+
+// How many lanes of a warp read a row of `pieces` times 16 bytes together: a power of two.
+ALIBI_HD int lanes_per_row(int pieces) {
+  int lanes = 1;
+  while (lanes < pieces && lanes < 32) lanes *= 2;
+  return lanes;
+}
+
 // Shared memory tiles: row r is `chunks` pieces of 16 bytes, stored in the order piece ^
 // swizzle(r). Eight consecutive rows then put equal pieces into eight different bank groups, so
 // that ldmatrix reads without conflicts. Rows of 4 or 12 pieces already alternate between two

@@ -11,6 +11,8 @@ namespace cuda {
 
 void run_forward(Call& call, int32_t dtype, const ForwardParams& params);
 void run_backward(Call& call, int32_t dtype, const BackwardParams& params);
+// Forward for few query rows: needs no key norms.
+void run_decode(Call& call, int32_t dtype, const ForwardParams& params);
 void run_weights_forward(Call& call, int32_t dtype, const WeightsForwardParams& params);
 void run_weights_backward(Call& call, int32_t dtype, const WeightsBackwardParams& params);
 
@@ -34,8 +36,13 @@ void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorV
 // dslopes[h] = sum of the `count` parts of head h.
 void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, int64_t count);
 
+// Which calls run_decode takes.
+bool decode_takes(const ProblemView& problem);
 // How many blocks should share the keys of a query tile, so that the GPU is busy.
 int forward_splits(const Call& call, int32_t dtype, const ProblemView& problem);
+int decode_splits(const Call& call, int32_t dtype, const ProblemView& problem);
+// out and lse from what they left in split_out and split_lse.
+void run_combine(Call& call, int32_t dtype, const ForwardParams& params);
 // Query tiles of the backward kernels: entry.cu needs the number to size slope_parts.
 int query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q);
 int hopper_query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q);

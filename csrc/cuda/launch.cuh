@@ -59,6 +59,7 @@ class Call {
   int capability_major() const { return major_; }
   Gpu gpu() const { return gpu_of_capability(major_); }  // whose tiles this call runs
   int multiprocessors() const { return multiprocessors_; }
+  int shared_limit() const { return shared_limit_; }  // bytes that a block may have
 
   __attribute__((format(printf, 3, 4))) void fail(int32_t status, const char* format, ...) {
     if (!ok()) return;

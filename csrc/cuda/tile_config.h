@@ -63,6 +63,35 @@ constexpr TileConfig kSplitTiles[] = {
     {kTuring, 4, 256, 2, 1, 16}, {kAmpere, 4, 256, 4, 1, 16},
 };
 
+// The pass for few query rows. Every warp walks over tiles of `keys` rows of its own, with two
+// buffers each for K and V. Small tiles: what counts is how many copies are in flight on a
+// multiprocessor. Head sizes above 128 have no row: O alone would take half of the registers.
+constexpr int kDecodeHeadDim = 128;
+struct DecodeTile {
+  Gpu gpu;       // as in TileConfig
+  int bytes;     // of one element
+  int head_dim;  // of the instantiation
+  int warps;     // per block
+  int keys;      // per tile
+  int resident;  // blocks that the registers of a multiprocessor hold
+
+  ALIBI_HD constexpr int threads() const { return warps * 32; }
+  ALIBI_HD constexpr int tile_bytes() const { return keys * head_dim * bytes; }
+  ALIBI_HD constexpr int ring_bytes() const { return 4 * tile_bytes(); }
+  // The query rows, a ring for each warp, and two floats for each row of each warp.
+  ALIBI_HD constexpr int shared_bytes() const {
+    return kDecodeRows * head_dim * bytes + warps * (ring_bytes() + kDecodeRows * 8);
+  }
+};
+constexpr DecodeTile kDecodeTiles[] = {
+    {kAmpere, 2, 32, 4, 32, 4},                                //
+    {kTuring, 2, 64, 2, 32, 3},  {kAmpere, 2, 64, 4, 32, 3},   //
+    {kAmpere, 2, 96, 4, 16, 3},                                //
+    {kTuring, 2, 128, 2, 16, 2}, {kAmpere, 2, 128, 4, 16, 2},  //
+    {kAmpere, 4, 32, 4, 16, 4},  {kAmpere, 4, 64, 4, 8, 4},    //
+    {kTuring, 4, 128, 2, 8, 2},  {kAmpere, 4, 128, 4, 8, 3},
+};
+
 // dq = ds k: accumulators row_blocks * (columns + head_dim / 2).
 constexpr TileConfig kQueryGradTiles[] = {
     {kAmpere, 2, 32, 4, 1, 64},  {kAmpere, 2, 64, 4, 1, 64},   //
@@ -126,17 +155,19 @@ static_assert(kHopperForwardTile<64>.head_dim == 64 && kHopperForwardTile<64>.fi
 static_assert(kHopperForwardTile<128>.head_dim == 128 && kHopperForwardTile<128>.fits_registers(),
               "");
 
-template <int N>
-constexpr TileConfig find_tile(const TileConfig (&table)[N], Gpu gpu, int bytes, int head_dim) {
-  for (const TileConfig& tile : table) {
+template <class Tile, int N>
+constexpr Tile find_tile(const Tile (&table)[N], Gpu gpu, int bytes, int head_dim) {
+  for (const Tile& tile : table) {
     const bool fits = tile.bytes == bytes && tile.head_dim >= head_dim;
     if (fits && (tile.gpu == gpu || tile.gpu == kAmpere)) return tile;
   }
-  return TileConfig{};
+  return Tile{};
 }
 
 template <class T, int D, Gpu kGpu>
 constexpr TileConfig kSplitTile = find_tile(kSplitTiles, kGpu, sizeof(T), D);
+template <class T, int D, Gpu kGpu>
+constexpr DecodeTile kDecodeTile = find_tile(kDecodeTiles, kGpu, sizeof(T), D);
 template <class T, int D, Gpu kGpu>
 constexpr TileConfig kForwardTile = find_tile(kForwardTiles, kGpu, sizeof(T), D);
 template <class T, int D, Gpu kGpu>
@@ -145,6 +176,10 @@ template <class T, int D, Gpu kGpu>
 constexpr TileConfig kKeyGradTile = find_tile(kKeyGradTiles, kGpu, sizeof(T), D);
 
 // For __launch_bounds__, in which the compiler of CUDA 11.2 takes no member of a variable template.
+template <class T, int D, Gpu kGpu>
+constexpr int kDecodeThreads = kDecodeTile<T, D, kGpu>.threads();
+template <class T, int D, Gpu kGpu>
+constexpr int kDecodeResident = kDecodeTile<T, D, kGpu>.resident;
 template <class T, int D, Gpu kGpu>
 constexpr int kForwardThreads = kForwardTile<T, D, kGpu>.threads();
 template <class T, int D, Gpu kGpu>

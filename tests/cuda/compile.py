@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 from tests.cuda.model import ROOT
 
-SOURCES = ("entry", "sm80/forward", "sm80/backward", "sm80/weights", "sm80/prepass")
+SOURCES = (
+    *("entry", "sm80/forward", "sm80/decode"),
+    *("sm80/backward", "sm80/weights", "sm80/prepass"),
+)
 # A build of one head size per row width: what a test can wait for.
 FEW = ("-DALIBI_HEAD_DIMS_16=64", "-DALIBI_HEAD_DIMS_32=64")
 

@@ -186,9 +186,54 @@ void check_splits() {
              choose_splits(8, 40, 132) == 10 && choose_splits(1, 3, 132) == 1 &&
              choose_splits(0, 3, 132) == 1,
          "choose_splits");
+  const int wide = choose_decode_splits(16, 2048, 264, false);
+  expect(choose_decode_splits(128, 128, 264, false) == 2 &&
+             choose_decode_splits(1024, 32, 264, false) == 1 && wide * 16 <= 264 &&
+             wide * 16 > 200 && choose_decode_splits(1, 3, 264, false) == 1 &&
+             choose_decode_splits(1, 20, 264, false) == 9 &&
+             choose_decode_splits(0, 3, 264, false) == 1 &&
+             choose_decode_splits(265, 128, 264, false) > 1 &&
+             choose_decode_splits(128, 128, 264, true) == 7 &&
+             choose_decode_splits(1, 20, 264, true) == 2,
+         "choose_decode_splits");
   expect(pruning_reach(1.0f, NAN, 0.5f, 0) == kMaxLength &&
              pruning_reach(INFINITY, INFINITY, 0.5f, 0) == kMaxLength,
          "pruning_reach without a bound is everything");
+}
+
+// Packed rows are those of each head in turn; the nearest keys hold the nearest one; as many weights
+// as there are keys stay below the allowance; lanes of a row are a power of two that reads it whole.
+void check_decoding() {
+  int index = 0;
+  for (int head = 0; head < 5; ++head) {
+    for (int query = 0; query < 3; ++query) {
+      const PackedRow row = packed_row(index++, 3);
+      expect(row.head == head && row.query == query, "packed_row", index, row.head, row.query);
+    }
+  }
+  for (int begin = 0; begin < 20; begin += 3) {
+    for (int end = begin; end < 40; end += 4) {
+      for (int position = -5; position < 50; ++position) {
+        const Range keys = {begin, end}, near = nearest_keys(keys, position, 8);
+        const int nearest = least(most(position, begin), end - 1);
+        expect(near.begin >= begin && near.end <= end &&
+                   near.end - near.begin == least(8, end - begin),
+               "nearest_keys stays inside", begin, end, position);
+        expect(end == begin || contains(near, nearest), "nearest_keys holds it", begin, end,
+               position);
+      }
+    }
+  }
+  for (const int len_k : {0, 1, 1000, 1 << 20, 1 << 30}) {
+    const double all = double{negligible_weight(len_k)} * len_k;
+    expect(all < std::exp2(-24.9) && negligible_weight(len_k) > 0, "negligible_weight", len_k);
+  }
+  for (int pieces = 1; pieces <= 64; ++pieces) {
+    const int lanes = lanes_per_row(pieces);
+    expect((lanes & (lanes - 1)) == 0 && lanes <= 32 && (lanes >= pieces || lanes == 32) &&
+               (lanes == 1 || lanes / 2 < pieces),
+           "lanes_per_row", pieces, lanes);
+  }
 }
 
 // tile_offset is a bijection without bank conflicts, and tile_step agrees with it.
@@ -250,6 +295,15 @@ void check_tile_table(const TileConfig (&table)[N], int row_tiles, int column_by
 void check_tile_tables() {
   check_tile_table(kForwardTiles, 1, 0);
   check_tile_table(kSplitTiles, 1, 0);
+  for (const DecodeTile& t : kDecodeTiles) {
+    expect(t.tile_bytes() % 128 == 0 && t.keys % (t.bytes == 2 ? 16 : 8) == 0,
+           "decoding: whole tiles", t.bytes, t.head_dim);
+    for (const Gpu gpu : {kAmpere, kTuring}) {
+      const DecodeTile found = find_tile(kDecodeTiles, gpu, t.bytes, t.head_dim);
+      expect(found.head_dim == t.head_dim && found.shared_bytes() <= shared_limit(gpu),
+             "decoding: a block fits the shared memory", found.shared_bytes(), t.bytes, t.head_dim);
+    }
+  }
   check_tile_table(kQueryGradTiles, 2, 0);
   check_tile_table(kKeyGradTiles, 2, 8);
 }
@@ -359,6 +413,7 @@ int main() {
   check_spans();
   check_prune_bound();
   check_splits();
+  check_decoding();
   check_within_reach();
   check_longest_first();
   check_serpentine();

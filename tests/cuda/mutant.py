@@ -7,6 +7,7 @@ from pathlib import Path
 
 UNITS = {
     "forward": "sm80/forward.cu",
+    "decode": "sm80/decode.cu",
     "backward": "sm80/backward.cu",
     "weights": "sm80/weights.cu",
     "hopper": "sm90/forward.cu",

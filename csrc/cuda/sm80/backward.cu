@@ -31,9 +31,9 @@ void run_key_grad(Call& call, const BackwardParams& params) {
 
 void run_row_deltas(Call& call, int32_t dtype, const BackwardParams& params) {
   const ProblemView& problem = params.problem;
-  const int64_t warps = int64_t{problem.batch} * problem.heads_q * problem.len_q;
+  const int64_t heads = int64_t{problem.batch} * problem.heads_q;
   dispatch_dtype(dtype, [&](auto type) {
-    call.launch(row_deltas<decltype(type)>, (warps + kPrepassWarps - 1) / kPrepassWarps,
+    call.launch(row_deltas<decltype(type)>, heads * ceil_div(problem.len_q, kPrepassRows),
                 kPrepassThreads, 0, params);
   });
 }

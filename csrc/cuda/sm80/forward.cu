@@ -39,11 +39,17 @@ void run_forward(Call& call, int32_t dtype, const ForwardParams& params) {
       dispatch(call.gpu(), dtype, problem.head_dim, [&](auto type, auto dim, auto gpu) {
         if (params.splits == 1) return launch(type, dim, gpu, std::false_type{});
         launch(type, dim, gpu, std::true_type{});
-        call.launch(combine_splits<decltype(type)>,
-                    (heads * problem.len_q + kCombineWarps - 1) / kCombineWarps, kCombineThreads, 0,
-                    params);
+        run_combine(call, dtype, params);
       });
   if (!found) call.fail(ALIBI_UNSUPPORTED, "no kernel for this dtype and head_dim");
+}
+
+void run_combine(Call& call, int32_t dtype, const ForwardParams& params) {
+  const ProblemView& problem = params.problem;
+  const int64_t rows = int64_t{problem.batch} * problem.heads_q * problem.len_q;
+  dispatch_dtype(dtype, [&](auto type) {
+    call.launch(combine_splits<decltype(type)>, rows, kCombineThreads, kCombineShared, params);
+  });
 }
 
 }  // namespace cuda

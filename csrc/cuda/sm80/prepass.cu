@@ -13,7 +13,7 @@ void run_norms(Call& call, int32_t dtype, const NormParams& params) {
   call.clear(params.norms,
              heads * ceil_div(params.len, params.rows) * static_cast<int64_t>(sizeof(float)));
   dispatch_dtype(dtype, [&](auto type) {
-    call.launch(largest_norms<decltype(type)>, heads * ceil_div(params.len, kNormRows),
+    call.launch(largest_norms<decltype(type)>, heads * ceil_div(params.len, kPrepassRows),
                 kPrepassThreads, 0, params);
   });
 }

@@ -19,7 +19,7 @@ namespace cuda {
 
 constexpr int kPrepassThreads = 128;
 constexpr int kPrepassWarps = kPrepassThreads / 32;
-constexpr int kNormRows = 64;  // per block of largest_norms
+constexpr int kPrepassRows = 64;  // per block of largest_norms and row_deltas
 
 struct PackParams {
   TensorView source;  // [B, H, S, D], any strides
@@ -49,17 +49,101 @@ __global__ void __launch_bounds__(kPrepassThreads)
   }
 }
 
-// Squared length of a row, NaN turned into infinity, so that a row that cannot be bounded bounds
-// nothing. One warp.
+// ---- dot products of rows
+//
+// A row of 256 bytes is 16 pieces of 16 bytes, one for each of 16 lanes: a warp then reads two rows
+// at once. To keep the memory busy it starts with kBatch such reads before it adds anything up. Rows
+// that do not start on 16 bytes, and what is left at the end of one, are read element by element.
+
+constexpr int kBatch = 4;
+
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
 template <class T>
-__device__ __forceinline__ float squared_norm(const T* row, int head_dim) {
-  float sum = 0.0f;
-  for (int x = lane_id(); x < head_dim; x += 32) {
-    const float value = to_float(row[x]);
-    sum = fmaf(value, value, sum);
+__device__ __forceinline__ float add_products(const Words& a, const Words& b, float sum) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kOnTensorCores<T>) {
+      const float2 x = unpack<T>(a.word[i]), y = unpack<T>(b.word[i]);
+      sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
+    } else {
+      sum = fmaf(__uint_as_float(a.word[i]), __uint_as_float(b.word[i]), sum);
+    }
   }
-  sum = warp_sum(sum);
-  return sum == sum ? sum : INFINITY;
+  return sum;
+}
+
+// How a warp shares out rows of `width` elements: row `row` of every `step` belongs to `lanes`
+// neighbouring lanes, of which this is number `lane`.
+struct RowLanes {
+  int lanes;
+  int lane;
+  int row;
+  int step;
+};
+
+template <class T>
+__device__ __forceinline__ RowLanes row_lanes(int width) {
+  const int lanes = lanes_per_row(ceil_div(width, kPiece<T>));
+  return {lanes, lane_id() % lanes, lane_id() / lanes, 32 / lanes};
+}
+
+// Rows of one head, as the dot products read them.
+template <class T>
+struct DotRows {
+  const T* data;
+  int64_t stride;
+  bool aligned;
+};
+
+template <class T>
+__device__ __forceinline__ DotRows<T> dot_rows(const TensorView& tensor, int batch, int head) {
+  return {head_data<const T>(tensor, batch, head), tensor.stride_s, tensor.aligned};
+}
+
+// sums[u] = <a, b> of row first + u * split.step + split.row, or of row end - 1 where that is past the
+// end: reads without a condition all start at once. One warp; first < end.
+template <class T>
+__device__ __forceinline__ void dot_products(const DotRows<T>& a, const DotRows<T>& b, int width,
+                                             const RowLanes& split, int first, int end,
+                                             float (&sums)[kBatch]) {
+  const int whole = a.aligned && b.aligned ? width / kPiece<T> : 0;
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) sums[u] = 0.0f;
+#pragma unroll 1
+  for (int piece = split.lane; piece < whole; piece += split.lanes) {
+    Words x[kBatch], y[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int64_t row = least(first + u * split.step + split.row, end - 1);
+      x[u] = *reinterpret_cast<const Words*>(a.data + row * a.stride + piece * kPiece<T>);
+      y[u] = *reinterpret_cast<const Words*>(b.data + row * b.stride + piece * kPiece<T>);
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) sums[u] = add_products<T>(x[u], y[u], sums[u]);
+  }
+#pragma unroll 1
+  for (int x = whole * kPiece<T> + split.lane; x < width; x += split.lanes) {
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int64_t row = least(first + u * split.step + split.row, end - 1);
+      const T* left = a.data + row * a.stride;
+      const T* right = b.data + row * b.stride;
+      sums[u] = fmaf(to_float(left[x]), to_float(right[x]), sums[u]);
+    }
+  }
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) {
+    for (int step = split.lanes / 2; step > 0; step /= 2)
+      sums[u] += __shfl_xor_sync(kAllLanes, sums[u], step);
+  }
+}
+
+// NaN becomes infinity, so that a row that cannot be bounded bounds nothing.
+__device__ __forceinline__ float bounding(float squared_norm) {
+  return squared_norm == squared_norm ? squared_norm : INFINITY;
 }
 
 struct NormParams {
@@ -67,7 +151,7 @@ struct NormParams {
   TensorView tensor;  // [B, heads, len, D]
   int heads;
   int len;
-  int rows;      // that share a norm: all of them, or a multiple of kNormRows
+  int rows;      // that share a norm: all of them, or a multiple of kPrepassRows
   bool in_span;  // only rows of [kv_start, kv_end)
   float* norms;  // [B, heads, ceil(len / rows)], zero at the start
 };
@@ -75,53 +159,74 @@ struct NormParams {
 // The largest of non-negative floats is the largest of their bit patterns, in any order.
 template <class T>
 __global__ void __launch_bounds__(kPrepassThreads) largest_norms(const NormParams params) {
-  const BlockPlace place = place_block(blockIdx.x, ceil_div(params.len, kNormRows), params.heads);
+  const BlockPlace place =
+      place_block(blockIdx.x, ceil_div(params.len, kPrepassRows), params.heads);
   const Span span = load_span(params.problem, place.batch);
   const Range valid = params.in_span ? Range{span.kv_start, span.kv_end} : Range{0, params.len};
-  const int first = place.tile * kNormRows, end = least(valid.end, first + kNormRows);
-  const T* data = head_data<const T>(params.tensor, place.batch, place.head);
+  const int begin = place.tile * kPrepassRows, end = least(valid.end, begin + kPrepassRows);
+  const DotRows<T> rows = dot_rows<T>(params.tensor, place.batch, place.head);
+  const RowLanes split = row_lanes<T>(params.problem.head_dim);
+  const int each = kBatch * split.step;
   float largest = 0.0f;
-  for (int row = most(valid.begin, first) + warp_id(); row < end; row += kPrepassWarps) {
-    const T* values = data + row * params.tensor.stride_s;
-    largest = fmaxf(largest, squared_norm(values, params.problem.head_dim));
+  for (int row = most(valid.begin, begin) + warp_id() * each; row < end;
+       row += kPrepassWarps * each) {
+    float sums[kBatch];
+    dot_products(rows, rows, params.problem.head_dim, split, row, end, sums);
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) largest = fmaxf(largest, bounding(sums[u]));
   }
+  largest = warp_max(largest);
   if (lane_id() == 0) {
     const int sequence = place.batch * params.heads + place.head;
-    const int index = sequence * ceil_div(params.len, params.rows) + first / params.rows;
+    const int index = sequence * ceil_div(params.len, params.rows) + begin / params.rows;
     atomicMax(reinterpret_cast<int*>(params.norms) + index, __float_as_int(sqrtf(largest)));
   }
 }
 
-// One warp per row of [B, Hq, Sq].
+// lse of a row minus what the pruning bound needs, in base 2. -inf: the row sees nothing, so
+// everything is negligible to it. NaN never compares: nothing is.
+__device__ __forceinline__ float row_slack(const ProblemView& problem, const HeadView& view,
+                                           float lse, float q_norm, float k_norm) {
+  const float needed =
+      score_ceiling(problem.scale, q_norm, k_norm) + tail_bits(view.slope, problem.len_k);
+  const float lse2 = lse * kLog2E;
+  const bool prunable = can_prune(problem.prune, view.slope, view.causal, view.symmetric);
+  return !prunable ? NAN : lse2 == -INFINITY ? INFINITY : lse2 - needed;
+}
+
+// One block per kPrepassRows rows of a head.
 template <class T>
 __global__ void __launch_bounds__(kPrepassThreads) row_deltas(const BackwardParams params) {
   const ProblemView& problem = params.problem;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kPrepassWarps + warp_id();
-  if (index >= static_cast<int64_t>(problem.batch) * problem.heads_q * problem.len_q) return;
-  const int row = static_cast<int>(index % problem.len_q);
-  const int head = static_cast<int>(index / problem.len_q % problem.heads_q);
-  const int batch = static_cast<int>(index / problem.len_q / problem.heads_q);
-  const T* out = head_data<const T>(params.out, batch, head) + row * params.out.stride_s;
-  const T* dout = head_data<const T>(params.dout, batch, head) + row * params.dout.stride_s;
-  float sum = 0.0f;
-  for (int x = lane_id(); x < problem.head_dim; x += 32)
-    sum = fmaf(to_float(out[x]), to_float(dout[x]), sum);
-  sum = warp_sum(sum);
-  if (lane_id() == 0) params.delta[index] = params.dlse == nullptr ? sum : sum - params.dlse[index];
-  if (params.slack == nullptr) return;
-
-  const HeadView view = load_head(problem, batch, head);
-  const T* q = head_data<const T>(params.q, batch, head) + row * params.q.stride_s;
-  const float q_norm = sqrtf(squared_norm(q, problem.head_dim));
-  const float k_norm = params.key_norms[batch * problem.heads_kv + key_head(problem, head)];
-  const float needed =
-      score_ceiling(problem.scale, q_norm, k_norm) + tail_bits(view.slope, problem.len_k);
-  const float lse2 = params.lse[index] * kLog2E;
-  if (lane_id() == 0) {
-    // -inf: the row sees nothing, so everything is negligible to it. NaN never compares: nothing
-    // is.
-    const bool prunable = can_prune(problem.prune, view.slope, view.causal, view.symmetric);
-    params.slack[index] = !prunable ? NAN : lse2 == -INFINITY ? INFINITY : lse2 - needed;
+  const BlockPlace place =
+      place_block(blockIdx.x, ceil_div(problem.len_q, kPrepassRows), problem.heads_q);
+  const int begin = place.tile * kPrepassRows, end = least(problem.len_q, begin + kPrepassRows);
+  const DotRows<T> out = dot_rows<T>(params.out, place.batch, place.head);
+  const DotRows<T> dout = dot_rows<T>(params.dout, place.batch, place.head);
+  const DotRows<T> q = dot_rows<T>(params.q, place.batch, place.head);
+  const HeadView view = load_head(problem, place.batch, place.head);
+  const bool bounded = params.slack != nullptr;
+  const float k_norm =
+      bounded ? params.key_norms[place.batch * problem.heads_kv + key_head(problem, place.head)]
+              : 0.0f;
+  const RowLanes split = row_lanes<T>(problem.head_dim);
+  const int each = kBatch * split.step;
+  for (int first = begin + warp_id() * each; first < end; first += kPrepassWarps * each) {
+    float sums[kBatch], squares[kBatch] = {};
+    dot_products(out, dout, problem.head_dim, split, first, end, sums);
+    if (bounded) dot_products(q, q, problem.head_dim, split, first, end, squares);
+    if (split.lane != 0) continue;
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int row = first + u * split.step + split.row;
+      if (row >= end) continue;
+      const int64_t index = row_index(problem, place.batch, place.head, row);
+      const float sum = sums[u];
+      params.delta[index] = params.dlse == nullptr ? sum : sum - params.dlse[index];
+      if (!bounded) continue;
+      const float q_norm = sqrtf(bounding(squares[u]));
+      params.slack[index] = row_slack(problem, view, params.lse[index], q_norm, k_norm);
+    }
   }
 }
 
@@ -137,8 +242,14 @@ __global__ void __launch_bounds__(kPrepassThreads)
   const int batch = static_cast<int>(index / problem.len_q / problem.heads_q);
   const T* p = head_data<const T>(params.p, batch, head) + row * params.p.stride_s;
   const T* dp = head_data<const T>(params.dp, batch, head) + row * params.dp.stride_s;
+  const int whole = params.p.aligned && params.dp.aligned ? problem.len_k / kPiece<T> : 0;
   float sum = 0.0f;
-  for (int j = lane_id(); j < problem.len_k; j += 32)
+#pragma unroll 4
+  for (int piece = lane_id(); piece < whole; piece += 32) {
+    sum = add_products<T>(*reinterpret_cast<const Words*>(p + piece * kPiece<T>),
+                          *reinterpret_cast<const Words*>(dp + piece * kPiece<T>), sum);
+  }
+  for (int j = whole * kPiece<T> + lane_id(); j < problem.len_k; j += 32)
     sum = fmaf(to_float(p[j]), to_float(dp[j]), sum);
   sum = warp_sum(sum);
   if (lane_id() == 0) params.delta[index] = sum;

@@ -1,5 +1,4 @@
-// Few query rows against many keys, as in decoding: the keys of a query tile are shared by several
-// blocks.
+// Fewer query tiles than the GPU has room for: the keys of a query tile are shared by several blocks.
 //
 //   each block     its part of the keys, as a forward pass of its own: out_s, lse_s
 //   combine        lse = log sum_s exp(lse_s)      out = sum_s exp(lse_s - lse) out_s
@@ -57,36 +56,69 @@ __device__ __forceinline__ Range reachable_keys(const ForwardParams& params,
 
 constexpr int kCombineThreads = 128;
 constexpr int kCombineWarps = kCombineThreads / 32;
+constexpr int kCombineColumns = 8;  // of each lane: rows of up to 256
+constexpr int kCombineShared = kCombineWarps * kCombineColumns * 32 * 4;
 
-// One warp per row of [B, Hq, Sq].
+// What the parts of a row are weighed by: part s by exp2(lse_s - anchor) / sum.
+struct SplitWeights {
+  float anchor;
+  float sum;
+  float lse2;  // -inf: none of the parts has a key
+};
+
+// One warp.
+__device__ __forceinline__ SplitWeights split_weights(const float* lse2, int64_t stride,
+                                                      int splits) {
+  float top = -INFINITY, sum = 0.0f;
+  for (int s = lane_id(); s < splits; s += 32) top = fmaxf(top, lse2[s * stride]);
+  top = warp_max(top);
+  const float anchor = top == -INFINITY ? 0.0f : top;
+  for (int s = lane_id(); s < splits; s += 32) sum += exp2_fast(lse2[s * stride] - anchor);
+  sum = warp_sum(sum);
+  return {anchor, sum, top == -INFINITY ? -INFINITY : top + log2f(sum)};
+}
+
+// One block per row of [B, Hq, Sq]. Each warp adds up every fourth part, the first of them their
+// sums.
 template <class T>
 __global__ void __launch_bounds__(kCombineThreads) combine_splits(const ForwardParams params) {
   const ProblemView& problem = params.problem;
   const int64_t rows = static_cast<int64_t>(problem.batch) * problem.heads_q * problem.len_q;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kCombineWarps + warp_id();
-  if (index >= rows) return;
-  float top = -INFINITY, sum = 0.0f;
-  for (int s = lane_id(); s < params.splits; s += 32)
-    top = fmaxf(top, params.split_lse[s * rows + index]);
-  top = warp_max(top);
-  const float anchor = top == -INFINITY ? 0.0f : top;
-  for (int s = lane_id(); s < params.splits; s += 32)
-    sum += exp2_fast(params.split_lse[s * rows + index] - anchor);
-  sum = warp_sum(sum);
-  const float lse2 = top == -INFINITY ? -INFINITY : top + log2f(sum);
-  if (lane_id() == 0) params.lse[index] = lse2 * kLn2;
+  const int64_t index = blockIdx.x;
+  const auto [anchor, sum, lse2] = split_weights(params.split_lse + index, rows, params.splits);
+  if (threadIdx.x == 0) params.lse[index] = lse2 * kLn2;
+
+  float values[kCombineColumns] = {};
+#pragma unroll 4
+  for (int s = warp_id(); s < params.splits; s += kCombineWarps) {
+    if (lse2 == -INFINITY) break;
+    const float weight = exp2_fast(params.split_lse[s * rows + index] - anchor) / sum;
+    const float* part = params.split_out + (s * rows + index) * problem.head_dim;
+#pragma unroll
+    for (int i = 0; i < kCombineColumns; ++i) {
+      const int x = i * 32 + lane_id();
+      if (x < problem.head_dim) values[i] = fmaf(weight, part[x], values[i]);
+    }
+  }
+  const uint32_t own = shared_base() + static_cast<uint32_t>(lane_id() * 4);
+#pragma unroll
+  for (int i = 0; i < kCombineColumns; ++i)
+    store_shared(own + static_cast<uint32_t>((warp_id() * kCombineColumns + i) * 128), values[i]);
+  __syncthreads();
 
   const int row = static_cast<int>(index % problem.len_q);
   const int head = static_cast<int>(index / problem.len_q % problem.heads_q);
   const int batch = static_cast<int>(index / problem.len_q / problem.heads_q);
   T* out = head_data<T>(params.out, batch, head) + row * params.out.stride_s;
-  for (int x = lane_id(); x < problem.head_dim; x += 32) {
-    float value = 0.0f;
-    for (int s = 0; s < params.splits && top != -INFINITY; ++s) {
-      const float weight = exp2_fast(params.split_lse[s * rows + index] - anchor) / sum;
-      value = fmaf(weight, params.split_out[(s * rows + index) * problem.head_dim + x], value);
+  for (int x = static_cast<int>(threadIdx.x); x < problem.head_dim; x += kCombineThreads) {
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kCombineWarps; ++w) {
+      float part;
+      load_shared(part, shared_base() + static_cast<uint32_t>((w * kCombineColumns * 32 + x) * 4));
+      total += part;
     }
-    from_float(out[x], value);
+    from_float(out[x], total);
   }
 }
 
