@@ -189,16 +189,15 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
 
 struct BackwardRoute {
   bool (*takes)(const Call& call, int32_t dtype, const BackwardParams& params);
-  // Of query rows, for slope_parts.
-  int (*tiles)(const Call& call, int32_t dtype, int head_dim, int len_q);
+  int64_t (*parts)(const Call& call, int32_t dtype, const ProblemView& problem);
   void (*run)(Call& call, int32_t dtype, const BackwardParams& params);
 };
 bool takes_any(const Call&, int32_t, const BackwardParams&) { return true; }
 constexpr BackwardRoute kBackwardRoutes[] = {
 #if CUDART_VERSION >= 12000
-    {hopper_takes_backward, hopper_query_grad_tiles, run_backward_hopper},
+    {hopper_takes_backward, hopper_slope_parts, run_backward_hopper},
 #endif
-    {takes_any, query_grad_tiles, run_backward},
+    {takes_any, slope_parts, run_backward},
 };
 
 const BackwardRoute& route_backward(const Call& call, int32_t dtype, const BackwardParams& params) {
@@ -230,8 +229,7 @@ int32_t attention_bwd(const AlibiAttentionBwdArgs& args, void* stream) {
   params.dk = key_output(args.dk, p);
   params.dv = key_output(args.dv, p);
   const BackwardRoute& route = route_backward(call, p.dtype, params);
-  const int64_t parts =
-      int64_t{problem.batch} * route.tiles(call, p.dtype, problem.head_dim, problem.len_q);
+  const int64_t parts = int64_t{problem.batch} * route.parts(call, p.dtype, problem);
   params.slope_parts =
       args.dslopes == nullptr ? nullptr : call.scratch<float>(parts * problem.heads_q);
   route.run(call, p.dtype, params);
@@ -269,8 +267,7 @@ int32_t weights_bwd(const AlibiWeightsBwdArgs& args, void* stream) {
   params.delta = row_scratch(call, problem);
   params.dq = query_output(args.dq, p);
   params.dk = key_output(args.dk, p);
-  const int64_t parts =
-      int64_t{problem.batch} * query_grad_tiles(call, p.dtype, problem.head_dim, problem.len_q);
+  const int64_t parts = int64_t{problem.batch} * slope_parts(call, p.dtype, problem);
   params.slope_parts =
       args.dslopes == nullptr ? nullptr : call.scratch<float>(parts * problem.heads_q);
   run_weights_backward(call, p.dtype, params);

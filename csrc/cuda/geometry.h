@@ -27,7 +27,7 @@ constexpr int64_t kMaxLength = int64_t{1} << 30;
 
 ALIBI_HD constexpr int least(int a, int b) { return a < b ? a : b; }
 ALIBI_HD int most(int a, int b) { return a > b ? a : b; }
-ALIBI_HD int ceil_div(int a, int b) { return (a + b - 1) / b; }
+ALIBI_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 ALIBI_HD int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 // Half-open interval; empty when end <= begin.
@@ -252,14 +252,12 @@ ALIBI_HD float negligible_weight(int len_k) {
 
 // Into how many parts a decoding kernel should split the keys. `slots` blocks run at a time: the
 // fewest parts that keep them nearly as busy as any other number would, none below two steps of a
-// block. Where parts take unequal time there should be more of them than run at a time, but then of
-// eight steps.
-inline int choose_decode_splits(int64_t blocks, int steps, int slots, bool unequal) {
-  const int64_t room = int64_t{slots} * (unequal ? 4 : 1);
-  const int limit = most(1, least(steps / (unequal ? 8 : 2), 128));
+// block.
+inline int choose_decode_splits(int64_t blocks, int steps, int slots) {
+  const int limit = most(1, least(steps / 2, 128));
   const auto busy = [&](int splits) {
-    const int64_t all = blocks * splits, rounds = (all + room - 1) / room;
-    return static_cast<float>(all) / static_cast<float>(rounds * room);
+    const int64_t all = blocks * splits, rounds = (all + slots - 1) / slots;
+    return static_cast<float>(all) / static_cast<float>(rounds * slots);
   };
   if (blocks <= 0) return 1;
   float best = 0.0f;

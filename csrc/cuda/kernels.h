@@ -43,9 +43,9 @@ int forward_splits(const Call& call, int32_t dtype, const ProblemView& problem);
 int decode_splits(const Call& call, int32_t dtype, const ProblemView& problem);
 // out and lse from what they left in split_out and split_lse.
 void run_combine(Call& call, int32_t dtype, const ForwardParams& params);
-// Query tiles of the backward kernels: entry.cu needs the number to size slope_parts.
-int query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q);
-int hopper_query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q);
+// In how many parts the backward kernels leave the slope gradient of one head of one batch item.
+int64_t slope_parts(const Call& call, int32_t dtype, const ProblemView& problem);
+int64_t hopper_slope_parts(const Call& call, int32_t dtype, const ProblemView& problem);
 
 }  // namespace cuda
 }  // namespace alibi

@@ -62,7 +62,7 @@ struct BackwardParams {
   TensorView dq;           // [B, Hq, Sq, D]
   TensorView dk;           // [B, Hkv, Sk, D]
   TensorView dv;           // [B, Hkv, Sk, D]
-  float* slope_parts;      // [Hq, B, query tiles] scratch, null when dslopes is not wanted
+  float* slope_parts;      // [Hq, B, parts] scratch, null when dslopes is not wanted
 };
 
 struct WeightsForwardParams {

@@ -116,9 +116,14 @@ constexpr TileConfig kKeyGradTiles[] = {
 };
 
 // The Hopper kernels: `groups` warpgroups of 64 rows each, and one more that starts copies
-// into `stages` buffers for each tensor that passes by. The block has all 65536 registers of the
-// multiprocessor: they are dealt out evenly when it starts and then moved to where the accumulators
-// are.
+// into `stages` buffers for each tensor that passes by. The block has all registers of the
+// multiprocessor that 65536 leave to each thread in multiples of 8; what a group gives back, another
+// may take, and no more.
+ALIBI_HD constexpr bool fits_registers(int groups, int consumer_registers, int producer_registers) {
+  return groups * consumer_registers + producer_registers <=
+         65536 / ((groups + 1) * 128) / 8 * 8 * (groups + 1);
+}
+
 struct WarpgroupTile {
   int head_dim;
   int groups;
@@ -129,8 +134,8 @@ struct WarpgroupTile {
 
   ALIBI_HD constexpr int rows() const { return groups * 64; }
   ALIBI_HD constexpr int threads() const { return (groups + 1) * 128; }
-  ALIBI_HD constexpr bool fits_registers() const {
-    return (groups * consumer_registers + producer_registers) * 128 <= 65536;
+  ALIBI_HD constexpr bool fits() const {
+    return fits_registers(groups, consumer_registers, producer_registers);
   }
 };
 
@@ -138,22 +143,36 @@ struct WarpgroupTile {
 constexpr WarpgroupTile kHopperForwardTiles[] = {{64, 3, 128, 4, 160, 32},
                                                  {128, 2, 128, 3, 232, 40}};
 
-// dq: rows are queries. Accumulators columns + head_dim / 2, and columns / 4 for dS.
-constexpr WarpgroupTile kHopperQueryGradTiles[] = {{64, 2, 64, 2, 240, 24},
-                                                   {128, 2, 64, 2, 240, 24}};
+// The Hopper backward kernel: rows are keys, columns queries. Accumulators columns + head_dim + 32
+// registers, and columns / 2 for P and dS. Each group makes one piece of dq, of 64 rows and columns.
+struct BackwardTile {
+  int head_dim;
+  int groups;
+  int columns;
+  int stages;        // of Q, dO and dS
+  int piece_stages;  // of the pieces of dq
+  int consumer_registers;
+  int producer_registers;
 
-// dk, dv: rows are keys, columns queries. Accumulators columns + head_dim, columns / 2 for P and dS.
-constexpr WarpgroupTile kHopperKeyGradTiles[] = {{64, 2, 64, 2, 240, 24}, {128, 2, 64, 2, 240, 24}};
+  ALIBI_HD constexpr int rows() const { return groups * 64; }
+  ALIBI_HD constexpr int threads() const { return (groups + 1) * 128; }
+  ALIBI_HD constexpr bool fits() const {
+    return fits_registers(groups, consumer_registers, producer_registers) &&
+           columns / 64 * (head_dim / 64) == groups;
+  }
+};
+constexpr BackwardTile kHopperBackwardTiles[] = {{64, 2, 128, 2, 2, 240, 24},
+                                                 {128, 2, 64, 2, 2, 240, 24}};
 
 template <int D>
-constexpr WarpgroupTile kHopperQueryGradTile = kHopperQueryGradTiles[D == 64 ? 0 : 1];
-template <int D>
-constexpr WarpgroupTile kHopperKeyGradTile = kHopperKeyGradTiles[D == 64 ? 0 : 1];
+constexpr BackwardTile kHopperBackwardTile = kHopperBackwardTiles[D == 64 ? 0 : 1];
+static_assert(kHopperBackwardTile<64>.head_dim == 64 && kHopperBackwardTile<64>.fits(), "");
+static_assert(kHopperBackwardTile<128>.head_dim == 128 && kHopperBackwardTile<128>.fits(), "");
+
 template <int D>
 constexpr WarpgroupTile kHopperForwardTile = kHopperForwardTiles[D == 64 ? 0 : 1];
-static_assert(kHopperForwardTile<64>.head_dim == 64 && kHopperForwardTile<64>.fits_registers(), "");
-static_assert(kHopperForwardTile<128>.head_dim == 128 && kHopperForwardTile<128>.fits_registers(),
-              "");
+static_assert(kHopperForwardTile<64>.head_dim == 64 && kHopperForwardTile<64>.fits(), "");
+static_assert(kHopperForwardTile<128>.head_dim == 128 && kHopperForwardTile<128>.fits(), "");
 
 template <class Tile, int N>
 constexpr Tile find_tile(const Tile (&table)[N], Gpu gpu, int bytes, int head_dim) {

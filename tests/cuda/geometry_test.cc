@@ -186,15 +186,11 @@ void check_splits() {
              choose_splits(8, 40, 132) == 10 && choose_splits(1, 3, 132) == 1 &&
              choose_splits(0, 3, 132) == 1,
          "choose_splits");
-  const int wide = choose_decode_splits(16, 2048, 264, false);
-  expect(choose_decode_splits(128, 128, 264, false) == 2 &&
-             choose_decode_splits(1024, 32, 264, false) == 1 && wide * 16 <= 264 &&
-             wide * 16 > 200 && choose_decode_splits(1, 3, 264, false) == 1 &&
-             choose_decode_splits(1, 20, 264, false) == 9 &&
-             choose_decode_splits(0, 3, 264, false) == 1 &&
-             choose_decode_splits(265, 128, 264, false) > 1 &&
-             choose_decode_splits(128, 128, 264, true) == 7 &&
-             choose_decode_splits(1, 20, 264, true) == 2,
+  const int wide = choose_decode_splits(16, 2048, 264);
+  expect(choose_decode_splits(128, 128, 264) == 2 && choose_decode_splits(1024, 32, 264) == 1 &&
+             wide * 16 <= 264 && wide * 16 > 200 && choose_decode_splits(1, 3, 264) == 1 &&
+             choose_decode_splits(1, 20, 264) == 9 && choose_decode_splits(0, 3, 264) == 1 &&
+             choose_decode_splits(265, 128, 264) > 1,
          "choose_decode_splits");
   expect(pruning_reach(1.0f, NAN, 0.5f, 0) == kMaxLength &&
              pruning_reach(INFINITY, INFINITY, 0.5f, 0) == kMaxLength,

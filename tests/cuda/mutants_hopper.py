@@ -364,8 +364,8 @@ REACH = (
     ),
     _forward(
         "tickets count from the first task",
-        "leader ? blocks + atomicAdd",
-        "leader ? atomicAdd",
+        "leader ? blocks + take_ticket",
+        "leader ? take_ticket",
         equal="a task done twice gives the same; it would only be slow",
     ),
     _forward(

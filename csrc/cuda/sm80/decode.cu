@@ -36,7 +36,7 @@ int decode_splits(const Call& call, int32_t dtype, const ProblemView& problem) {
     const int fit = (call.shared_limit() + kReserved) / (kTile.shared_bytes() + kReserved);
     const int slots = call.multiprocessors() * most(1, least(fit, kTile.resident));
     const int steps = ceil_div(problem.len_k, kTile.keys * kTile.warps);
-    splits = choose_decode_splits(decode_blocks(problem), steps, slots, problem.prune);
+    splits = choose_decode_splits(decode_blocks(problem), steps, slots);
   });
   return splits;
 }

@@ -45,12 +45,12 @@ void run_sum_slopes(Call& call, const float* parts, float* dslopes, int heads, i
   call.launch(sum_slopes<double>, heads, 32, 0, parts, dslopes, count);
 }
 
-int query_grad_tiles(const Call& call, int32_t dtype, int head_dim, int len_q) {
+int64_t slope_parts(const Call& call, int32_t dtype, const ProblemView& problem) {
   int tiles = 0;
-  dispatch(call.gpu(), dtype, head_dim, [&](auto type, auto dim, auto gpu) {
+  dispatch(call.gpu(), dtype, problem.head_dim, [&](auto type, auto dim, auto gpu) {
     using T = decltype(type);
     constexpr int D = decltype(dim)::value;
-    tiles = ceil_div(len_q, kQueryGradTile<T, D, decltype(gpu)::value>.rows());
+    tiles = ceil_div(problem.len_q, kQueryGradTile<T, D, decltype(gpu)::value>.rows());
   });
   return tiles;
 }

@@ -1,4 +1,4 @@
-// Launches of the Hopper backward kernels: row statistics, then dq and dslopes, then dk and dv.
+// Launches of the Hopper backward pass: row statistics and reaches, the kernel, dq.
 #include "../kernels.h"
 #include "backward.cuh"
 #include "launch.h"
@@ -7,10 +7,13 @@ namespace alibi {
 namespace cuda {
 namespace {
 
-// The maps of one kernel, whose boxes are tiles of these many rows.
+// Warps of a block that each have a part of dslopes.
+template <int D>
+constexpr int kSlopeParts = 4 * kHopperBackwardTile<D>.groups;
+
 template <class T, int D>
-HopperBackwardParams with_maps(Call& call, const BackwardParams& backward, int query_rows,
-                               int key_rows, int heads) {
+HopperBackwardParams with_maps(Call& call, const BackwardParams& backward) {
+  constexpr BackwardTile kTile = kHopperBackwardTile<D>;
   const ProblemView& problem = backward.problem;
   const auto map = [&](const TensorView& tensor, int count, int len, int rows) {
     return make_tensor_map(call, tensor, std::is_same<T, bfloat_t>::value, problem.batch, count,
@@ -18,27 +21,33 @@ HopperBackwardParams with_maps(Call& call, const BackwardParams& backward, int q
   };
   HopperBackwardParams params = {};
   params.backward = backward;
-  params.q_map = map(backward.q, problem.heads_q, problem.len_q, query_rows);
-  params.dout_map = map(backward.dout, problem.heads_q, problem.len_q, query_rows);
-  params.k_map = map(backward.k, problem.heads_kv, problem.len_k, key_rows);
-  params.v_map = map(backward.v, problem.heads_kv, problem.len_k, key_rows);
-  params.together = heads_together(problem, heads);
+  params.q_map = map(backward.q, problem.heads_q, problem.len_q, kTile.columns);
+  params.dout_map = map(backward.dout, problem.heads_q, problem.len_q, kTile.columns);
+  params.k_map = map(backward.k, problem.heads_kv, problem.len_k, kTile.rows());
+  params.v_map = map(backward.v, problem.heads_kv, problem.len_k, kTile.rows());
   return params;
 }
 
 template <class T, int D>
-void launch_backward(Call& call, const BackwardParams& params) {
-  constexpr WarpgroupTile kQueries = kHopperQueryGradTile<D>, kKeys = kHopperKeyGradTile<D>;
-  const ProblemView& problem = params.problem;
-  const int64_t batch = problem.batch;
-  call.launch(attention_query_grad_hopper<T, D>,
-              batch * problem.heads_q * ceil_div(problem.len_q, kQueries.rows()),
-              kQueries.threads(), QueryGradMemory<D>::kBytes,
-              with_maps<T, D>(call, params, kQueries.rows(), kQueries.columns, problem.heads_q));
-  call.launch(attention_key_grad_hopper<T, D>,
-              batch * problem.heads_kv * ceil_div(problem.len_k, kKeys.rows()), kKeys.threads(),
-              KeyGradMemory<D>::kBytes,
-              with_maps<T, D>(call, params, kKeys.columns, kKeys.rows(), problem.heads_kv));
+void launch_backward(Call& call, const BackwardParams& backward) {
+  constexpr BackwardTile kTile = kHopperBackwardTile<D>;
+  const ProblemView& problem = backward.problem;
+  const int64_t query_tiles =
+      int64_t{problem.batch} * problem.heads_q * ceil_div(problem.len_q, kTile.columns);
+  const int64_t pieces = query_tiles * kTile.groups;
+  HopperBackwardParams params = with_maps<T, D>(call, backward);
+  params.reaches = call.scratch<Range>(query_tiles);
+  params.stats = call.scratch<float>(query_tiles * kStatFloats<kTile.columns>);
+  params.pieces = call.scratch<float>(pieces * kPieceFloats);
+  params.turns = call.scratch<int>(query_tiles + 1);
+  params.ticket = params.turns + query_tiles;
+  params.together = heads_of_backward(problem, call.multiprocessors(), kTile.rows());
+  call.clear(params.turns, (query_tiles + 1) * static_cast<int64_t>(sizeof(int)));
+  call.launch(describe_queries<kTile.columns>, query_tiles, 32, 0, params, kTile.rows());
+  call.launch(attention_backward_hopper<T, D>,
+              int64_t{problem.batch} * problem.heads_kv * ceil_div(problem.len_k, kTile.rows()),
+              kTile.threads(), BackwardMemory<D>::kBytes, params);
+  call.launch(finish_query_grads<T, D>, pieces, kFinishThreads, 0, params);
 }
 
 }  // namespace
@@ -47,13 +56,20 @@ bool hopper_takes_backward(const Call& call, int32_t dtype, const BackwardParams
   return hopper_takes(call, dtype, params.problem, {params.q, params.dout}, {params.k, params.v});
 }
 
-int hopper_query_grad_tiles(const Call&, int32_t, int head_dim, int len_q) {
-  return ceil_div(
-      len_q, head_dim == 64 ? kHopperQueryGradTile<64>.rows() : kHopperQueryGradTile<128>.rows());
+int64_t hopper_slope_parts(const Call&, int32_t, const ProblemView& problem) {
+  const bool narrow = problem.head_dim == 64;
+  const int rows = narrow ? kHopperBackwardTile<64>.rows() : kHopperBackwardTile<128>.rows();
+  return int64_t{ceil_div(problem.len_k, rows)} * (narrow ? kSlopeParts<64> : kSlopeParts<128>);
 }
 
 void run_backward_hopper(Call& call, int32_t dtype, const BackwardParams& params) {
   run_row_deltas(call, dtype, params);
+  // A warp stores a part only where its keys matter to a head.
+  if (params.slope_parts != nullptr) {
+    const int64_t heads = int64_t{params.problem.batch} * params.problem.heads_q;
+    call.clear(params.slope_parts, heads * hopper_slope_parts(call, dtype, params.problem) *
+                                       static_cast<int64_t>(sizeof(float)));
+  }
   const auto launch = [&](auto type) {
     using T = decltype(type);
     return params.problem.head_dim == 64 ? launch_backward<T, 64>(call, params)

@@ -1,394 +1,566 @@
-// Backward pass for Hopper GPUs: the two kernels of sm80/backward_query.cuh and backward_key.cuh,
-// with the copy engine and the warpgroup products. The formulas are told there.
+// Backward pass for Hopper GPUs: one kernel for dq, dk, dv and dslopes, five products per tile. The
+// formulas are those of sm80/backward_query.cuh and backward_key.cuh.
 //
-//   dq       a block owns query rows (Q and dO stay), K and V pass by
-//            S = Q K^T    dP = dO V^T    dS = P (dP - delta)    dQ += dS K
-//   dk, dv   a block owns keys (K and V stay), Q, dO and the row statistics pass by
-//            S^T = K Q^T  dP^T = V dO^T                         dV += P^T dO    dK += dS^T Q
+// A block owns a tile of keys; K and V stay, Q, dO and the row statistics pass by. Scores are
+// computed transposed, so that P^T and dS^T are left operands as they lie in registers:
 //
-// Either way the scores have the owned rows as rows, so that what follows from them is the left
-// operand of the last products as it lies in registers, and every sum belongs to one block and has
-// one order. P is computed in both kernels: 7 products instead of 5, and no addition between blocks.
+//   S^T = K Q^T    dP^T = V dO^T    dV += P^T dO    dK += dS^T Q    dQ_part = dS K
 //
-// One warp copies, two warpgroups compute 64 rows each. A pair of tiles passes by in one buffer with
-// one barrier for "full" and one for "empty". The last products of a pair run on while the scores
-// of the next are computed, where registers allow it; its buffer is released when they are known to
-// have ended. The compiler gives that up, and says so, when another way leads to the wait that ends
-// a product: loops with products in flight are entered only when they have work.
+// The first four concern the 64 keys of one warpgroup. dQ_part sums over the keys of both: they
+// exchange dS through shared memory, and each multiplies one piece of 64 rows and 64 columns.
+//
+// What the blocks of a head find for the same query rows is added up in device memory, in float32,
+// by the copy engine. The order is fixed, so that results are the same bit for bit on every run: a
+// tile of rows has a turn, which counts the additions, and the tiles of keys that work on the same
+// rows take turns from the last to the first. A block takes its task by drawing a ticket, and tickets
+// lead through the tiles of a head from the last to the first, too: whoever waits, waits for blocks
+// that have begun before. The first to come stores instead of adding, so nothing needs clearing.
+//
+//   producer warp      for each pair: wait empty; copy Q, dO and the row statistics
+//   writer warps       for each pair, one of them: wait for the pieces of dq; wait for the turn; add
+//                      them; pass the turn
+//   consumer           wait full; start S, dP
+//                      P = exp2(S); start dV += P dO        ... below the softmax of the other group
+//                      dS = P (dP - delta); store dS; meet the other group
+//                      start dQ_part = dS K, dK += dS Q; hand over dQ_part; release the pair
+//
+// Which tiles of keys matter to a tile of query rows is found before (backward_ends.cuh), from the
+// pruning bound and the masks: `reaches`. Rounding to the type of dq comes after.
 #ifndef ALIBI_CUDA_SM90_BACKWARD_CUH_
 #define ALIBI_CUDA_SM90_BACKWARD_CUH_
 
 #include "../sm80/backward_key.cuh"
+#include "backward_ends.cuh"
 #include "matrix.cuh"
 
 namespace alibi {
 namespace cuda {
 
-// Of one kernel: the boxes of the maps are tiles of rows for two tensors, of columns for the others.
-struct HopperBackwardParams {
-  BackwardParams backward;
-  CUtensorMap q_map;
-  CUtensorMap dout_map;
-  CUtensorMap k_map;
-  CUtensorMap v_map;
-  int together;  // heads whose blocks run at a time, see longest_first
-};
+// Warps that hand the pieces over to device memory, pair by pair in rotation: for most of the time
+// that takes, the first lane of one waits, for the turn or for the additions to arrive. Their
+// barriers are more than they are: one that was a round ahead would take the last phase for its own.
+constexpr int kWriters = 3;
+constexpr int kPieceRing = 4;
 
-// Addresses in shared memory: two tiles that stay, a ring of pairs that pass by.
-template <int kRows, int kColumns, int kStages, int D>
-struct PairMemory {
-  static constexpr int kOwnBytes = kTileBytes<kRows, D>;
-  static constexpr int kPassingBytes = kTileBytes<kColumns, D>;
-  static constexpr int kStatBytes = 2 * kColumns * static_cast<int>(sizeof(float));
-  static constexpr int kBytes = kEightRows + 2 * kOwnBytes + 2 * kStages * kPassingBytes +
-                                kStages * kStatBytes + 8 * (2 + 2 * kStages);
+// Addresses in shared memory: the tiles that stay, a ring of pairs that pass by, dS, pieces of dq.
+template <int D>
+struct BackwardMemory {
+  static constexpr BackwardTile kTile = kHopperBackwardTile<D>;
+  static constexpr int kOwnBytes = kTileBytes<kTile.rows(), D>;
+  static constexpr int kPassingBytes = kTileBytes<kTile.columns, D>;
+  static constexpr int kScoreBytes = kTileBytes<kTile.rows(), kTile.columns>;
+  static constexpr int kStatBytes = kStatFloats<kTile.columns> * 4 + 16;
+  static constexpr int kPieces = kTile.groups * kTile.piece_stages;
+  static constexpr int kPieceBarriers = kTile.groups * kPieceRing;
+  static constexpr int kBarriers = 2 + 2 * kTile.stages + 2 * kPieceBarriers;
+  static constexpr int kSmallBytes =
+      kTile.stages * kStatBytes + 8 * kBarriers + 32 + 32 * kTile.groups;
+  static constexpr int kBigBytes =
+      2 * kOwnBytes + kTile.stages * (2 * kPassingBytes + kScoreBytes) + kPieces * kPieceBytes;
+  static constexpr int kBytes = ceil_div(kSmallBytes, kEightRows) * kEightRows + kBigBytes;
 
-  uint32_t base;
+  uint32_t small;  // statistics, barriers, notes
+  uint32_t base;   // tiles: the multiple of 1024 after them
+
+  __device__ __forceinline__ BackwardMemory()
+      : small(shared_base()), base((small + kSmallBytes + kEightRows - 1) & ~(kEightRows - 1u)) {}
 
   __device__ __forceinline__ uint32_t own(int which) const { return base + which * kOwnBytes; }
   __device__ __forceinline__ uint32_t passing(int which, int stage) const {
     return own(2) + (2 * stage + which) * kPassingBytes;
   }
-  __device__ __forceinline__ uint32_t stats(int stage) const {
-    return passing(0, kStages) + stage * kStatBytes;
+  __device__ __forceinline__ uint32_t scores(int stage) const {
+    return passing(0, kTile.stages) + stage * kScoreBytes;
   }
-  __device__ __forceinline__ uint32_t own_full() const { return stats(kStages); }
-  __device__ __forceinline__ uint32_t raw() const { return own_full() + 8; }
-  __device__ __forceinline__ uint32_t full(int stage) const { return own_full() + 16 + 8 * stage; }
-  __device__ __forceinline__ uint32_t empty(int stage) const { return full(kStages + stage); }
+  __device__ __forceinline__ uint32_t piece(int group, int stage) const {
+    return scores(kTile.stages) + (group * kTile.piece_stages + stage) * kPieceBytes;
+  }
+  __device__ __forceinline__ uint32_t stats(int stage) const { return small + stage * kStatBytes; }
+  // What the consumers must know of a pair, beside its statistics: the first row; the number of the
+  // head and batch item; the slope.
+  __device__ __forceinline__ uint32_t note(int stage) const {
+    return stats(stage) + kStatFloats<kTile.columns> * 4;
+  }
+  __device__ __forceinline__ uint32_t barrier(int index) const {
+    return stats(kTile.stages) + 8 * index;
+  }
+  __device__ __forceinline__ uint32_t own_full() const { return barrier(0); }
+  __device__ __forceinline__ uint32_t raw() const { return barrier(1); }
+  __device__ __forceinline__ uint32_t full(int stage) const { return barrier(2 + stage); }
+  __device__ __forceinline__ uint32_t empty(int stage) const {
+    return barrier(2 + kTile.stages + stage);
+  }
+  // Of pair number `pair` of the block.
+  __device__ __forceinline__ uint32_t piece_full(int group, int pair) const {
+    return barrier(2 + 2 * kTile.stages + group * kPieceRing + pair % kPieceRing);
+  }
+  __device__ __forceinline__ uint32_t piece_empty(int group, int pair) const {
+    return piece_full(kTile.groups + group, pair);
+  }
+  __device__ __forceinline__ uint32_t ticket() const { return barrier(kBarriers); }
+  __device__ __forceinline__ uint32_t span() const { return ticket() + 16; }
+  // What a warp has found for the slope of a head so far, and of which head.
+  __device__ __forceinline__ uint32_t slope_share(int warp) const { return span() + 16 + 8 * warp; }
 
   // One thread; a barrier of the block must follow.
-  __device__ __forceinline__ void init_barriers(int full_arrivals, int consumer_warps) const {
+  __device__ __forceinline__ void init_barriers() const {
     barrier_init(own_full(), 1);
     barrier_init(raw(), 1);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(full(stage), full_arrivals);
-      barrier_init(empty(stage), consumer_warps);
+    for (int stage = 0; stage < kTile.stages; ++stage) {
+      barrier_init(full(stage), 1);
+      barrier_init(empty(stage), 4 * kTile.groups);
+    }
+    for (int i = 0; i < kPieceBarriers; ++i) {
+      barrier_init(piece_full(0, 0) + 8 * i, 4);
+      barrier_init(piece_empty(0, 0) + 8 * i, 1);
     }
     barrier_init_fence();
   }
 };
 
-__device__ __forceinline__ uint32_t hopper_shared_base() {
-  return (shared_base() + kEightRows - 1) & ~(kEightRows - 1u);
+// A number that another thread has left in shared memory, before a barrier.
+__device__ __forceinline__ int load_note(uint32_t address) {
+  float bits;
+  load_shared(bits, address);
+  return __float_as_int(bits);
 }
 
-// Index of this thread's warpgroup, known to be the same in a warp.
-__device__ __forceinline__ int warpgroup_id() {
-  return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 128, 0);
+__device__ __forceinline__ void store_note(uint32_t address, int row, int sequence, float slope) {
+  store_shared(address, static_cast<uint32_t>(row));
+  store_shared(address + 4, static_cast<uint32_t>(sequence));
+  store_shared(address + 8, slope);
+}
+__device__ __forceinline__ void store_span(uint32_t address, const Span& span) {
+  store_shared(address, static_cast<uint32_t>(span.kv_start));
+  store_shared(address + 4, static_cast<uint32_t>(span.kv_end));
+  store_shared(address + 8, static_cast<uint32_t>(span.q_start));
+}
+__device__ __forceinline__ HeadView load_view(const ProblemView& problem, uint32_t span,
+                                              uint32_t slope) {
+  float x;
+  load_shared(x, slope);
+  return {{load_note(span), load_note(span + 4), load_note(span + 8)},
+          problem.causal,
+          problem.symmetric,
+          problem.scale * kLog2E,
+          x,
+          x * kLog2E};
 }
 
-// What a consumer warpgroup keeps of the pair before: its buffer, until its products have ended.
-template <class Memory>
-struct HeldBuffer {
-  int stage = -1;
-
-  __device__ __forceinline__ void release(const Memory& memory) const {
-    if (stage >= 0 && lane_id() == 0) barrier_arrive(memory.empty(stage));
-  }
-};
-
-// ---- dq and dslopes
-
-template <int D>
-using QueryGradMemory = PairMemory<kHopperQueryGradTile<D>.rows(), kHopperQueryGradTile<D>.columns,
-                                   kHopperQueryGradTile<D>.stages, D>;
-
-// Keys that the pruning bound leaves to a query tile. Every warp finds the same.
-__device__ __forceinline__ Range keys_in_reach(const BackwardParams& params,
-                                               const QueryTask& task) {
-  if (params.slack == nullptr || task.keys.empty()) return task.keys;
-  int begin = task.keys.end, end = task.keys.begin;
-  for (int row = task.rows.begin + lane_id(); row < task.rows.end; row += 32) {
-    const int64_t index = row_index(params.problem, task.place.batch, task.place.head, row);
-    const int reach = reach_of_slack(params.slack[index], task.head.slope2);
-    if (reach < 0) continue;
-    const int position = task.head.span.q_start + row;
-    const Range keys = within_reach(task.keys, {position, position + 1}, reach);
-    begin = least(begin, keys.begin);
-    end = most(end, keys.end);
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    begin = least(begin, __shfl_xor_sync(kAllLanes, begin, step));
-    end = most(end, __shfl_xor_sync(kAllLanes, end, step));
-  }
-  return {begin, end};
-}
-
-template <int D>
-__device__ __forceinline__ void produce_keys(const HopperBackwardParams& params,
-                                             const QueryTask& task,
-                                             const QueryGradMemory<D>& memory, Range tiles) {
-  constexpr WarpgroupTile kTile = kHopperQueryGradTile<D>;
-  constexpr int kRows = kTile.rows(), kColumns = kTile.columns;
-  const bool leader = lane_id() == 0;
-  const int batch = task.place.batch, head = task.place.head, kv_head = task.kv_head;
-  if (leader) {
-    barrier_arrive_expect(memory.own_full(), 2 * kTileBytes<kRows, D>);
-    copy_tile<kRows, D>(memory.own(0), params.q_map, memory.own_full(), task.rows.begin, head,
-                        batch);
-    copy_tile<kRows, D>(memory.own(1), params.dout_map, memory.own_full(), task.rows.begin, head,
-                        batch);
-  }
-  RingPlace<kTile.stages> place;
-  int raw_parity = 0;
-  for (int tile = tiles.end - 1; tile >= tiles.begin; --tile, place.advance()) {
-    const int key = tile * kColumns;
-    const bool clear = needs_clearing<kColumns>(key, task.keys);
-    const uint32_t k_tile = memory.passing(0, place.stage), v_tile = memory.passing(1, place.stage);
-    if (leader) {
-      const uint32_t landed = clear ? memory.raw() : memory.full(place.stage);
-      barrier_wait(memory.empty(place.stage), place.parity ^ 1);
-      barrier_arrive_expect(landed, 2 * kTileBytes<kColumns, D>);
-      copy_tile<kColumns, D>(k_tile, params.k_map, landed, key, kv_head, batch);
-      copy_tile<kColumns, D>(v_tile, params.v_map, landed, key, kv_head, batch);
-    }
-    if (!clear) continue;
-    __syncwarp();
-    barrier_wait(memory.raw(), raw_parity);
-    raw_parity ^= 1;
-    clear_rows<kColumns, D>(k_tile, key, task.keys);
-    clear_rows<kColumns, D>(v_tile, key, task.keys);
-    if (leader) barrier_arrive(memory.full(place.stage));
-  }
-}
-
-template <class T, int D>
-__device__ __forceinline__ void consume_keys(const HopperBackwardParams& params,
-                                             const QueryTask& task,
-                                             const QueryGradMemory<D>& memory, Range tiles,
-                                             int group) {
-  constexpr WarpgroupTile kTile = kHopperQueryGradTile<D>;
-  constexpr int kColumns = kTile.columns, kN = kColumns / 8, kRows = kTile.rows();
-  constexpr int kThreads = 128 * kTile.groups;
-  const ProblemView& problem = params.backward.problem;
-  const int row0 = task.rows.begin + 64 * group + warp_id() % 4 * 16;
-  const uint32_t q_rows = memory.own(0) + group * kPanelBytes<64>;
-  const uint32_t dout_rows = memory.own(1) + group * kPanelBytes<64>;
-  float dq[1][D / 8][4], s[1][kN][4], dp[1][kN][4];
-  uint32_t ds[kN / 2][4];
-  set_zero(dq);
-  float slope_sum = 0.0f;
-  if (!tiles.empty()) {
-    RowGradState<1> state;
-    state.load(params.backward, task.place, row0);
-    RingPlace<kTile.stages> place;
-    HeldBuffer<QueryGradMemory<D>> held;
-    barrier_wait(memory.own_full(), 0);
-    for (int tile = tiles.end - 1; tile >= tiles.begin; --tile, place.advance()) {
-      const uint32_t k_tile = memory.passing(0, place.stage);
-      barrier_wait(memory.full(place.stage), place.parity);
-      pin_registers(s[0]);
-      pin_registers(dp[0]);
-      products_fence();
-      start_scores<T, D, kRows>(s[0], q_rows, k_tile);
-      products_commit();
-      start_scores<T, D, kRows>(dp[0], dout_rows, memory.passing(1, place.stage));
-      products_commit();
-      products_wait<1>();
-      pin_registers(s[0]);
-      held.release(memory);
-      held.stage = place.stage;
-      add_bias_and_mask<false>(s, task.head, row0, tile * kColumns);
-      products_wait<0>();
-      pin_registers(dp[0]);
-      slope_sum += state.score_grads(s, dp, task.head, row0, tile * kColumns);
-      pack_tile<T>(ds, s[0]);
-      pin_registers(dq[0]);
-      products_fence();
-      start_sum<T, D>(dq[0], ds, k_tile);
-      products_commit();
-    }
-    products_wait<0>();
-    pin_registers(dq[0]);
-  }
-  store_grad_rows<T>(params.backward.dq, task.place, row0, problem.len_q, problem.head_dim, dq,
-                     problem.scale);
-  store_slope_part<kRows>(params.backward.slope_parts, problem, task.place, slope_sum,
-                          memory.stats(0), kThreads / 32, [] { named_sync(1, kThreads); });
-}
-
-template <class T, int D>
-__global__ void __launch_bounds__(kHopperQueryGradTile<D>.threads(), 1)
-    attention_query_grad_hopper(const __grid_constant__ HopperBackwardParams params) {
-  constexpr WarpgroupTile kTile = kHopperQueryGradTile<D>;
-  const ProblemView& problem = params.backward.problem;
-  const QueryGradMemory<D> memory = {hopper_shared_base()};
-  if (threadIdx.x == 0) memory.init_barriers(1, 4 * kTile.groups);
-  const TilePlace work = longest_first(blockIdx.x, ceil_div(problem.len_q, kTile.rows()),
-                                       problem.batch * problem.heads_q, params.together);
-  const QueryTask task = query_task<kTile.rows()>(
-      problem, {work.sequence / problem.heads_q, work.sequence % problem.heads_q, work.tile});
-  const Range tiles = covering_tiles(keys_in_reach(params.backward, task), kTile.columns);
-  __syncthreads();
-  const int group = warpgroup_id();
-  if (group == kTile.groups) {
-    release_registers<kTile.producer_registers>();
-    if (warp_id() % 4 == 0 && !tiles.empty()) produce_keys<D>(params, task, memory, tiles);
-  } else {
-    acquire_registers<kTile.consumer_registers>();
-    consume_keys<T, D>(params, task, memory, tiles, group);
-  }
-}
-
-// ---- dk and dv
-
-template <int D>
-using KeyGradMemory = PairMemory<kHopperKeyGradTile<D>.rows(), kHopperKeyGradTile<D>.columns,
-                                 kHopperKeyGradTile<D>.stages, D>;
-
-// A tile of keys of one key head, and the query tiles that see them.
+// A tile of keys of one key head, and the walk over the query tiles that it matters to.
 struct KeyTask {
   BlockPlace place;
   Range keys;
-  Range held;  // keys that the span holds
-  PairWalk walk;
+  Span span;
+  ReachWalk walk;
 };
 
 template <int D>
-__device__ __forceinline__ KeyTask key_task(const HopperBackwardParams& params) {
-  constexpr WarpgroupTile kTile = kHopperKeyGradTile<D>;
+__device__ __forceinline__ KeyTask key_task(const HopperBackwardParams& params, int ticket) {
+  constexpr BackwardTile kTile = kHopperBackwardTile<D>;
   constexpr int kRows = kTile.rows();
   const ProblemView& problem = params.backward.problem;
   const int tiles = ceil_div(problem.len_k, kRows), group = problem.heads_q / problem.heads_kv;
-  const TilePlace work =
-      longest_first(blockIdx.x, tiles, problem.batch * problem.heads_kv, params.together);
-  // Under a causal mask the first keys are seen by most rows.
+  const TilePlace work = longest_first(static_cast<unsigned>(ticket), tiles,
+                                       problem.batch * problem.heads_kv, params.together);
   const BlockPlace place = {work.sequence / problem.heads_kv, work.sequence % problem.heads_kv,
-                            tiles - 1 - work.tile};
+                            work.tile};
   const Span span = load_span(problem, place.batch);
   const Range keys = {place.tile * kRows, least(place.tile * kRows + kRows, problem.len_k)};
+  const int query_tiles = ceil_div(problem.len_q, kTile.columns);
+  const int first_head = place.head * group;
+  const Range* reaches =
+      params.reaches +
+      (static_cast<int64_t>(place.batch) * problem.heads_q + first_head) * query_tiles;
   const Range seeing = seeing_rows(span, keys, problem.causal, problem.len_q);
-  return {place,
-          keys,
-          {span.kv_start, span.kv_end},
-          {params.backward, place.batch, place.head * group, group, keys,
-           covering_tiles(seeing, kTile.columns)}};
+  return {
+      place,
+      keys,
+      span,
+      {reaches, first_head, group, query_tiles, place.tile, covering_tiles(seeing, kTile.columns)}};
 }
 
-// All lanes of one warp. The lanes store the row statistics, each arriving for its own; only the
-// first one waits and copies.
+// ---- producer
+
+// K and V of the block, with rows that nobody may see cleared. All lanes of one warp.
 template <int D>
-__device__ __forceinline__ void produce_queries(const HopperBackwardParams& params,
-                                                const KeyTask& task,
-                                                const KeyGradMemory<D>& memory) {
-  constexpr WarpgroupTile kTile = kHopperKeyGradTile<D>;
-  constexpr int kRows = kTile.rows(), kColumns = kTile.columns;
+__device__ __forceinline__ void produce_own(const HopperBackwardParams& params, const KeyTask& task,
+                                            const BackwardMemory<D>& memory) {
+  constexpr int kRows = kHopperBackwardTile<D>.rows();
   const bool leader = lane_id() == 0;
-  const int batch = task.place.batch, first_key = task.keys.begin;
-  int pair = task.walk.template from<kColumns>(0);
-  if (pair == PairWalk::kEnd) return;
-  const bool clear = needs_clearing<kRows>(first_key, task.held);
+  const int batch = task.place.batch, head = task.place.head, first_key = task.keys.begin;
+  const Range held = {task.span.kv_start, task.span.kv_end};
+  const bool clear = needs_clearing<kRows>(first_key, held);
   if (leader) {
     const uint32_t landed = clear ? memory.raw() : memory.own_full();
     barrier_arrive_expect(landed, 2 * kTileBytes<kRows, D>);
-    copy_tile<kRows, D>(memory.own(0), params.k_map, landed, first_key, task.place.head, batch);
-    copy_tile<kRows, D>(memory.own(1), params.v_map, landed, first_key, task.place.head, batch);
+    copy_tile<kRows, D>(memory.own(0), params.k_map, landed, first_key, head, batch);
+    copy_tile<kRows, D>(memory.own(1), params.v_map, landed, first_key, head, batch);
   }
-  if (clear) {
-    __syncwarp();
-    barrier_wait(memory.raw(), 0);
-    clear_rows<kRows, D>(memory.own(0), first_key, task.held);
-    clear_rows<kRows, D>(memory.own(1), first_key, task.held);
-    if (leader) barrier_arrive(memory.own_full());
-  }
+  if (!clear) return;
+  __syncwarp();
+  barrier_wait(memory.raw(), 0);
+  clear_rows<kRows, D>(memory.own(0), first_key, held);
+  clear_rows<kRows, D>(memory.own(1), first_key, held);
+  if (leader) barrier_arrive(memory.own_full());
+}
+
+// All lanes of one warp walk; the first one waits and copies. After the last pair comes a note that
+// there is none.
+template <int D>
+__device__ __forceinline__ void produce_pairs(const HopperBackwardParams& params,
+                                              const KeyTask& task,
+                                              const BackwardMemory<D>& memory) {
+  constexpr BackwardTile kTile = kHopperBackwardTile<D>;
+  constexpr int kColumns = kTile.columns, kStatBytes = kStatFloats<kColumns> * 4;
+  const ProblemView& problem = params.backward.problem;
+  const int batch = task.place.batch;
+  int pair = task.walk.from(0);
+  if (pair != ReachWalk::kEnd) produce_own<D>(params, task, memory);
+  if (lane_id() == 0) store_span(memory.span(), task.span);
   RingPlace<kTile.stages> place;
-  for (; pair != PairWalk::kEnd; place.advance()) {
-    const uint32_t full = memory.full(place.stage);
-    const int head = task.walk.head(pair), row = task.walk.tile(pair) * kColumns;
-    if (leader) {
+  for (; pair != ReachWalk::kEnd; pair = task.walk.from(pair + 1), place.advance()) {
+    if (lane_id() == 0) {
+      const uint32_t full = memory.full(place.stage);
+      const int head = task.walk.head(pair), row = task.walk.tile(pair) * kColumns;
       barrier_wait(memory.empty(place.stage), place.parity ^ 1);
-      barrier_arrive_expect(full, 2 * kTileBytes<kColumns, D>);
+      store_note(memory.note(place.stage), row, head * problem.batch + batch, problem.slopes[head]);
+      barrier_arrive_expect(full, 2 * kTileBytes<kColumns, D> + kStatBytes);
       copy_tile<kColumns, D>(memory.passing(0, place.stage), params.q_map, full, row, head, batch);
       copy_tile<kColumns, D>(memory.passing(1, place.stage), params.dout_map, full, row, head,
                              batch);
+      copy_run(memory.stats(place.stage),
+               params.stats + task.walk.index(pair, problem, batch) * kStatFloats<kColumns>, full,
+               kStatBytes);
     }
     __syncwarp();
-    for (int c = lane_id(); c < kColumns; c += 32) {
-      load_row_stats<kColumns>(memory.stats(place.stage), params.backward, batch, head, row, c);
-    }
-    barrier_arrive(full);
-    pair = task.walk.template from<kColumns>(pair + 1);
+  }
+  if (lane_id() == 0) {
+    barrier_wait(memory.empty(place.stage), place.parity ^ 1);
+    store_note(memory.note(place.stage), ReachWalk::kEnd, 0, 0.0f);
+    barrier_arrive(memory.full(place.stage));
   }
 }
 
+// ---- writers
+
+template <int D>
+__device__ __forceinline__ void write_pieces(const HopperBackwardParams& params,
+                                             const KeyTask& task, const BackwardMemory<D>& memory,
+                                             int writer) {
+  constexpr BackwardTile kTile = kHopperBackwardTile<D>;
+  int number = 0;
+  for (int pair = task.walk.from(0); pair != ReachWalk::kEnd;
+       pair = task.walk.from(pair + 1), ++number) {
+    if (number % kWriters == writer && lane_id() == 0) {
+      const int64_t index = task.walk.index(pair, params.backward.problem, task.place.batch);
+      float* target = params.pieces + index * kTile.groups * kPieceFloats;
+      int* turn = params.turns + index;
+      const int order = task.walk.order(pair);
+      int now = load_acquire(turn);
+      for (int group = 0; group < kTile.groups; ++group)
+        barrier_wait(memory.piece_full(group, number), number / kPieceRing % 2);
+      while (now != order) now = load_acquire(turn);
+      fence_async_proxy_global();
+      for (int group = 0; group < kTile.groups; ++group) {
+        const uint32_t piece = memory.piece(group, number % kTile.piece_stages);
+        if (order == 0) {
+          store_run(target + group * kPieceFloats, piece, kPieceBytes);
+        } else {
+          add_run(target + group * kPieceFloats, piece, kPieceBytes);
+        }
+      }
+      runs_commit();
+      runs_wait_read<0>();
+      for (int group = 0; group < kTile.groups; ++group)
+        barrier_arrive(memory.piece_empty(group, number));
+      runs_wait<0>();
+      store_release(turn, order + 1);
+    }
+    __syncwarp();
+  }
+}
+
+// ---- consumers
+
+// 64 keys of the block, 16 per warp, and the rows of a pair in parts of 64.
 template <class T, int D>
-__device__ __forceinline__ void consume_queries(const HopperBackwardParams& params,
-                                                const KeyTask& task, const KeyGradMemory<D>& memory,
-                                                int group) {
-  constexpr WarpgroupTile kTile = kHopperKeyGradTile<D>;
-  constexpr int kRows = kTile.rows(), kColumns = kTile.columns, kN = kColumns / 8;
-  const BackwardParams& out = params.backward;
-  const ProblemView& problem = out.problem;
-  const int row0 = task.keys.begin + 64 * group + warp_id() % 4 * 16;
-  const uint32_t k_rows = memory.own(0) + group * kPanelBytes<64>;
-  const uint32_t v_rows = memory.own(1) + group * kPanelBytes<64>;
-  float dk[1][D / 8][4], dv[1][D / 8][4], s[1][kN][4], dp[1][kN][4];
-  uint32_t p[kN / 2][4], ds[kN / 2][4];
-  set_zero(dk);
-  set_zero(dv);
-  int pair = task.walk.template from<kColumns>(0);
-  if (pair != PairWalk::kEnd) {
-    RingPlace<kTile.stages> place;
-    HeldBuffer<KeyGradMemory<D>> held;
+struct KeyConsumer {
+  static constexpr BackwardTile kTile = kHopperBackwardTile<D>;
+  static constexpr int kRows = kTile.rows(), kColumns = kTile.columns, kParts = kColumns / 64;
+  // Whether registers have room for K and V: it saves the tensor cores half of what they read.
+  static constexpr bool kHeld = D == 64;
+
+  const BackwardParams& params;
+  BackwardMemory<D> memory;
+  int group;
+  int row0;  // first key of the warp
+  RingPlace<kTile.stages> place;
+  int number = 0;  // of pairs worked on
+  float dk[1][D / 8][4], dv[1][D / 8][4], s[1][8][4], dp[1][8][4];
+  uint32_t k_rows[kHeld ? D / 16 : 1][4], v_rows[kHeld ? D / 16 : 1][4];
+  uint32_t p[4][4], ds[4][4];
+  float dq[8][4];
+
+  __device__ __forceinline__ KeyConsumer(const BackwardParams& params_, const KeyTask& task,
+                                         const BackwardMemory<D>& memory_, int group_)
+      : params(params_),
+        memory(memory_),
+        group(group_),
+        row0(task.keys.begin + 64 * group_ + warp_id() % 4 * 16) {
+    set_zero(dk);
+    set_zero(dv);
+    if (lane_id() == 0) store_shared(memory.slope_share(warp_id()) + 4, static_cast<uint32_t>(-1));
+  }
+
+  // K and V have come.
+  __device__ __forceinline__ void hold_own() {
     barrier_wait(memory.own_full(), 0);
-    do {
-      const uint32_t q_tile = memory.passing(0, place.stage);
-      const uint32_t dout_tile = memory.passing(1, place.stage);
-      barrier_wait(memory.full(place.stage), place.parity);
-      pin_registers(s[0]);
-      pin_registers(dp[0]);
-      products_fence();
-      start_scores<T, D, kRows>(s[0], k_rows, q_tile);
-      products_commit();
-      start_scores<T, D, kRows>(dp[0], v_rows, dout_tile);
-      products_commit();
-      products_wait<1>();
-      pin_registers(s[0]);
-      held.release(memory);
-      held.stage = place.stage;
-      add_bias_and_mask<true>(s, load_head(problem, task.place.batch, task.walk.head(pair)), row0,
-                              task.walk.tile(pair) * kColumns);
-      products_wait<0>();
-      pin_registers(dp[0]);
-      weights_and_grads(s, dp, memory.stats(place.stage));
-      pack_tile<T>(p, s[0]);
-      pack_tile<T>(ds, dp[0]);
-      pin_registers(dv[0]);
-      pin_registers(dk[0]);
-      products_fence();
-      start_sum<T, D>(dv[0], p, dout_tile);
-      start_sum<T, D>(dk[0], ds, q_tile);
-      products_commit();
-      // All accumulators at once would not fit the registers of the wider heads.
-      if (D > 64) products_wait<0>();
-      place.advance();
-      pair = task.walk.template from<kColumns>(pair + 1);
-    } while (pair != PairWalk::kEnd);
+    if constexpr (kHeld) {
+      const int row = 64 * group + warp_id() % 4 * 16;
+      load_rows<D, kRows>(k_rows, memory.own(0), row);
+      load_rows<D, kRows>(v_rows, memory.own(1), row);
+    }
+  }
+
+  // x = own rows (K: 0, V: 1) times 64 rows of a tile that passes by (Q, dO).
+  __device__ __forceinline__ void start_scores_of(int part, int which, float (&x)[8][4]) {
+    const uint32_t passing = memory.passing(which, place.stage) + part * kPanelBytes<64>;
+    pin_registers(x);
+    products_fence();
+    if constexpr (kHeld) {
+      start_scores<T, D, kColumns>(x, which == 0 ? k_rows : v_rows, passing);
+    } else {
+      start_scores<T, D, kRows, kColumns>(x, memory.own(which) + group * kPanelBytes<64>, passing);
+    }
+    products_commit();
+  }
+
+  // d += x (64 x 64, in registers) times 64 rows of a tile that passes by.
+  __device__ __forceinline__ void start_sum_of(int part, int which, float (&d)[D / 8][4],
+                                               const uint32_t (&x)[4][4]) {
+    pin_registers(d);
+    products_fence();
+    start_sum<T, D, kColumns>(d, x, memory.passing(which, place.stage) + part * kPanelBytes<64>);
+    products_commit();
+  }
+
+  // lse (0) or delta (1) of this thread's columns 8t + {0, 1}.
+  __device__ __forceinline__ void load_stats(float (&x)[2], int which, int part, int t) const {
+    const int column = 64 * part + 8 * t + lane_id() % 4 * 2;
+    load_shared(x, memory.stats(place.stage) + (which * kColumns + column) * 4);
+  }
+
+  // s: products become weights, exp2(c s_ij + bias_ij - lse_i).
+  __device__ __forceinline__ void weigh(const HeadView& head, int row, int part) {
+    const Range queries = {row, row + 64}, keys = {row0, row0 + 16};
+    const int side = side_of_diagonal(head.span, queries, keys);
+    if (all_allowed(head.span, queries, keys, head.causal) && (side != 0 || !head.symmetric)) {
+      weigh_plain(head, row, part, head.symmetric && side > 0 ? -head.slope2 : head.slope2);
+      return;
+    }
+    add_bias_and_mask<true>(s, head, row0, row);
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      float lse2[2];
+      load_stats(lse2, 0, part, t);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[0][t][e] = exp2_fast(s[0][t][e] - lse2[e % 2]);
+    }
+  }
+
+  // Where every pair is allowed and the bias is slope2 (j - p_i): in a part of the key and one of the
+  // query, which have the same sign, counted from the first query.
+  __device__ __forceinline__ void weigh_plain(const HeadView& head, int row, int part,
+                                              float slope2) {
+    float of_key[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int position = head.span.q_start + row + lane_id() % 4 * 2;
+      of_key[i] = slope2 * static_cast<float>(row0 + 8 * i + lane_id() / 4 - position);
+    }
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      float lse2[2];
+      load_stats(lse2, 0, part, t);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float of_query = fmaf(-slope2, static_cast<float>(8 * t + e % 2), -lse2[e % 2]);
+        s[0][t][e] = exp2_fast(fmaf(s[0][t][e], head.scale2, of_key[e / 2] + of_query));
+      }
+    }
+  }
+
+  // dp becomes dS.
+  __device__ __forceinline__ void differentiate(int part) {
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      float delta[2];
+      load_stats(delta, 1, part, t);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dp[0][t][e] = s[0][t][e] * (dp[0][t][e] - delta[e % 2]);
+    }
+  }
+
+  // Adds the share of dslope that lies in dS to what the warp has found for the head so far.
+  __device__ __forceinline__ void add_slope_share(const HeadView& head, int row) const {
+    float share = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int position = head.span.q_start + row + lane_id() % 4 * 2;
+      const float first = static_cast<float>(row0 + 8 * i + lane_id() / 4 - position);
+#pragma unroll
+      for (int c = 0; c < 16; ++c) {
+        const float distance = first - static_cast<float>(c / 2 * 8 + c % 2);
+        share = fmaf(dp[0][c / 2][i * 2 + c % 2], bias_factor(head, distance), share);
+      }
+    }
+    share = warp_sum(share);
+    if (lane_id() != 0) return;
+    float before;
+    load_shared(before, memory.slope_share(warp_id()));
+    store_shared(memory.slope_share(warp_id()), before + share);
+  }
+
+  // Changes over to the rows of a query head of a batch item. What the warp has found for the slope of
+  // the one before becomes its part.
+  __device__ __forceinline__ void enter_head(int sequence) const {
+    if (params.slope_parts == nullptr || lane_id() != 0) return;
+    const uint32_t share = memory.slope_share(warp_id());
+    const int before = load_note(share + 4);
+    if (before == sequence) return;
+    if (before >= 0) {
+      const int warps = ceil_div(params.problem.len_k, kRows) * 4 * kTile.groups;
+      load_shared(params.slope_parts[static_cast<int64_t>(before) * warps + row0 / 16], share);
+    }
+    store_shared(share, 0.0f);
+    store_shared(share + 4, static_cast<uint32_t>(sequence));
+  }
+
+  // dS^T as it lies in registers, to shared memory: rows are keys, panels of 64 queries. Piece t of
+  // row r lies at t ^ (r % 8), which is an exclusive-or of the address, too.
+  __device__ __forceinline__ void store_scores(int part) const {
+    const int line = lane_id() / 4, row = 64 * group + warp_id() % 4 * 16 + line;
+    const uint32_t at = memory.scores(place.stage) + part * kPanelBytes<kRows> +
+                        row * kPanelRowBytes + line * 16 + lane_id() % 4 * 4;
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      const uint32_t there = at ^ static_cast<uint32_t>(t * 16);
+      store_shared(there, ds[t / 2][t % 2 * 2]);
+      store_shared(there + kEightRows, ds[t / 2][t % 2 * 2 + 1]);
+    }
+  }
+
+  // The piece of dq of this group: 64 rows and 64 columns, sums over all keys of the block.
+  __device__ __forceinline__ void start_piece() {
+    constexpr int kColumnPieces = D / 64, kPanel = kPanelBytes<kRows>;
+    const uint32_t scores = memory.scores(place.stage) + group / kColumnPieces * kPanel;
+    const uint64_t left = matrix_descriptor(scores, kPanel, kEightRows);
+    const uint64_t right =
+        matrix_descriptor(memory.own(0) + group % kColumnPieces * kPanel, kPanel, kEightRows);
+    pin_registers(dq);
+    products_fence();
+#pragma unroll
+    for (int k = 0; k < kRows / 16; ++k) {
+      multiply_shared<true, true>(dq, advance(left, k * 2 * kEightRows),
+                                  advance(right, k * 2 * kEightRows), k != 0, T{});
+    }
+    products_commit();
+  }
+
+  // Hands the piece over to a writer, as the accumulators lie: four floats per thread and step.
+  __device__ __forceinline__ void hand_over_piece() {
+    pin_registers(dq);
+    const int last = number + kPieceRing - kTile.piece_stages;  // the pair that had this buffer
+    if (lane_id() == 0) barrier_wait(memory.piece_empty(group, last), last / kPieceRing % 2 ^ 1);
+    __syncwarp();
+    const uint32_t at = memory.piece(group, number % kTile.piece_stages) + threadIdx.x % 128 * 16;
+#pragma unroll
+    for (int t = 0; t < 8; ++t) store_shared(at + t * 128 * 16, dq[t]);
+    fence_async_proxy();
+    __syncwarp();
+    if (lane_id() == 0) barrier_arrive(memory.piece_full(group, number));
+    ++number;
+  }
+
+  // 64 rows of the pair: all products but dS K. Those with dS may still run at the end.
+  __device__ __forceinline__ void work_on_part(int first_row, int part) {
+    const HeadView head = load_view(params.problem, memory.span(), memory.note(place.stage) + 8);
+    const int row = first_row + 64 * part;
+    start_scores_of(part, 0, s[0]);
+    start_scores_of(part, 1, dp[0]);
+    products_wait<1>();
+    pin_registers(s[0]);
+    weigh(head, row, part);
+    pack_tile<T>(p, s[0]);
+    start_sum_of(part, 1, dv[0], p);
+    products_wait<1>();
+    pin_registers(dp[0]);
+    differentiate(part);
+    if (params.slope_parts != nullptr) add_slope_share(head, row);
+    pack_tile<T>(ds, dp[0]);
+    store_scores(part);
+    fence_async_proxy();
+    if (part + 1 < kParts) start_sum_of(part, 0, dk[0], ds);
+  }
+
+  __device__ __forceinline__ void work_on_pair(int first_row) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) work_on_part(first_row, part);
+    named_sync(1, 128 * kTile.groups);
+    start_piece();
+    start_sum_of(kParts - 1, 0, dk[0], ds);
+    products_wait<1>();
+    hand_over_piece();
     products_wait<0>();
     pin_registers(dv[0]);
     pin_registers(dk[0]);
+    if (lane_id() == 0) barrier_arrive(memory.empty(place.stage));
+    place.advance();
   }
-  store_grad_rows<T>(out.dk, task.place, row0, problem.len_k, D, dk, problem.scale);
-  store_grad_rows<T>(out.dv, task.place, row0, problem.len_k, D, dv, 1.0f);
-}
+
+  __device__ __forceinline__ void walk() {
+    bool first = true;
+    while (true) {
+      barrier_wait(memory.full(place.stage), place.parity);
+      const int row = load_note(memory.note(place.stage));
+      if (row == ReachWalk::kEnd) break;
+      if (first) hold_own();
+      first = false;
+      enter_head(load_note(memory.note(place.stage) + 4));
+      work_on_pair(row);
+    }
+    enter_head(-1);
+  }
+};
 
 template <class T, int D>
-__global__ void __launch_bounds__(kHopperKeyGradTile<D>.threads(), 1)
-    attention_key_grad_hopper(const __grid_constant__ HopperBackwardParams params) {
-  constexpr WarpgroupTile kTile = kHopperKeyGradTile<D>;
-  const KeyGradMemory<D> memory = {hopper_shared_base()};
-  if (threadIdx.x == 0) memory.init_barriers(1 + 32, 4 * kTile.groups);
-  const KeyTask task = key_task<D>(params);
+__global__ void __launch_bounds__(kHopperBackwardTile<D>.threads(), 1)
+    attention_backward_hopper(const __grid_constant__ HopperBackwardParams params) {
+  constexpr BackwardTile kTile = kHopperBackwardTile<D>;
+  static_assert(kTile.stages > 1, "with one buffer for dS, the groups would have to meet twice");
+  const BackwardMemory<D> memory;
+  if (threadIdx.x == 0) {
+    memory.init_barriers();
+    store_shared(memory.ticket(), static_cast<uint32_t>(take_ticket(params.ticket)));
+  }
   __syncthreads();
-  const int group = warpgroup_id();
+  const KeyTask task = key_task<D>(params, load_note(memory.ticket()));
+  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == kTile.groups) {
     release_registers<kTile.producer_registers>();
-    if (warp_id() % 4 == 0) produce_queries<D>(params, task, memory);
+    const int role = warp_id() % 4;
+    if (role == 0) produce_pairs<D>(params, task, memory);
+    if (role > 0) write_pieces<D>(params, task, memory, role - 1);
   } else {
     acquire_registers<kTile.consumer_registers>();
-    consume_queries<T, D>(params, task, memory, group);
+    KeyConsumer<T, D> consumer(params.backward, task, memory, group);
+    consumer.walk();
+    const BackwardParams& out = params.backward;
+    const BlockPlace place = key_task<D>(params, load_note(memory.ticket())).place;
+    store_grad_rows<T>(out.dk, place, consumer.row0, out.problem.len_k, D, consumer.dk,
+                       out.problem.scale);
+    store_grad_rows<T>(out.dv, place, consumer.row0, out.problem.len_k, D, consumer.dv, 1.0f);
   }
 }
 

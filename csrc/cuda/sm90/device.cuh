@@ -88,6 +88,11 @@ __device__ __forceinline__ void store_shared_zeros(uint32_t address) {  // 16 by
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
+__device__ __forceinline__ void store_shared(uint32_t address, const float (&x)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3])
+               : "memory");
+}
 // Orders this thread's accesses to shared memory before those of the copy engine and the tensor
 // cores that are synchronised with it from here on.
 __device__ __forceinline__ void fence_async_proxy() {

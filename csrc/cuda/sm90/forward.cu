@@ -7,7 +7,7 @@ namespace alibi {
 namespace cuda {
 namespace {
 
-template <class T, int D>
+template <class T, int D, bool kCausal>
 void launch_forward(Call& call, const ForwardParams& forward) {
   constexpr WarpgroupTile kTile = kHopperForwardTile<D>;
   const ProblemView& problem = forward.problem;
@@ -37,7 +37,7 @@ void launch_forward(Call& call, const ForwardParams& forward) {
     params.tickets = call.scratch<int>(1);
     call.clear(params.tickets, sizeof(int));
   }
-  call.launch(attention_forward_hopper<T, D>, least(params.tasks, call.multiprocessors()),
+  call.launch(attention_forward_hopper<T, D, kCausal>, least(params.tasks, call.multiprocessors()),
               kTile.threads(), ForwardMemory<D>::kBytes, params);
 }
 
@@ -49,10 +49,13 @@ bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& 
 }
 
 void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params) {
+  const bool narrow = params.problem.head_dim == 64, causal = params.problem.causal;
   const auto launch = [&](auto type) {
     using T = decltype(type);
-    return params.problem.head_dim == 64 ? launch_forward<T, 64>(call, params)
-                                         : launch_forward<T, 128>(call, params);
+    return narrow
+               ? (causal ? launch_forward<T, 64, true> : launch_forward<T, 64, false>)(call, params)
+               : (causal ? launch_forward<T, 128, true> : launch_forward<T, 128, false>)(call,
+                                                                                         params);
   };
   dtype == ALIBI_FLOAT16 ? launch(half_t{}) : launch(bfloat_t{});
 }

@@ -251,7 +251,7 @@ struct Producer {
     const int blocks = static_cast<int>(gridDim.x);
     if (params.tickets == nullptr)
       return serpentine(round + 1, static_cast<int>(blockIdx.x), blocks);
-    return leader ? blocks + atomicAdd(params.tickets, 1) : 0;
+    return leader ? blocks + take_ticket(params.tickets) : 0;
   }
 
   __device__ __forceinline__ void run() {
@@ -287,7 +287,7 @@ struct Turn {
 };
 
 // 64 rows of the block's query tile, 16 per warp.
-template <class T, int D>
+template <class T, int D, bool kCausal>
 struct Consumer {
   static constexpr WarpgroupTile kTile = kHopperForwardTile<D>;
   static constexpr int kColumns = kTile.columns, kN = kColumns / 8;
@@ -308,7 +308,7 @@ struct Consumer {
                                       int group)
       : memory(memory_), turn{group} {
     head = {};
-    head.causal = problem.causal;
+    head.causal = kCausal;
     head.symmetric = problem.symmetric;
     head.scale2 = problem.scale * kLog2E;
   }
@@ -316,11 +316,12 @@ struct Consumer {
   // First row of the warp.
   __device__ __forceinline__ int row0() const { return group_row + warp_id() % 4 * 16; }
 
-  // On which side of the diagonal a tile lies that can take the short way, 0 for others.
+  // On which side of the diagonal a tile lies that can take the short way, 0 for others. Under a
+  // causal mask no tile to the right is visible.
   __device__ __forceinline__ int plain_side(int tile) const {
     const Range rows = {group_row, group_row + 64};
     const Range keys = {tile * kColumns, tile * kColumns + kColumns};
-    if (!all_allowed(head.span, rows, keys, head.causal)) return 0;
+    if (!all_allowed(head.span, rows, keys, kCausal)) return 0;
     const int side = side_of_diagonal(head.span, rows, keys);
     return side > 0 && !head.symmetric ? 0 : side;
   }
@@ -330,13 +331,13 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void start_next_scores() {
-    start_scores<T, D, kTile.rows()>(s[0], memory.q() + turn.group * kPanelBytes<64>,
-                                     memory.k(k_place.stage));
+    start_scores<T, D, kTile.rows(), kColumns>(s[0], memory.q() + turn.group * kPanelBytes<64>,
+                                               memory.k(k_place.stage));
     products_commit();
   }
 
   __device__ __forceinline__ void start_next_sum() {
-    start_sum<T, D>(o[0], p, memory.v(v_place.stage));
+    start_sum<T, D, kColumns>(o[0], p, memory.v(v_place.stage));
     products_commit();
   }
 
@@ -512,7 +513,7 @@ struct Consumer {
   __device__ __forceinline__ void walk(Range tiles, int len_q) {
     // Keys from here on are of no use to the warpgroup.
     const int end = group_row >= len_q ? tiles.begin * kColumns
-                    : head.causal      ? head.span.q_start + group_row + 64
+                    : kCausal          ? head.span.q_start + group_row + 64
                                        : tiles.end * kColumns;
     int tile = tiles.end - 1;
     for (; tile >= tiles.begin && tile * kColumns >= end; --tile) skip_tile(tile == tiles.begin);
@@ -520,8 +521,10 @@ struct Consumer {
     first_tile(tile, tile == tiles.begin);
     --tile;
     while (tile >= tiles.begin) {
-      for (; tile >= tiles.begin && plain_side(tile) > 0; --tile)
-        next_tile<1>(tile, tile == tiles.begin);
+      if constexpr (!kCausal) {
+        for (; tile >= tiles.begin && plain_side(tile) > 0; --tile)
+          next_tile<1>(tile, tile == tiles.begin);
+      }
       for (; tile >= tiles.begin && plain_side(tile) == 0; --tile)
         next_tile<0>(tile, tile == tiles.begin);
       for (; tile >= tiles.begin && plain_side(tile) < 0; --tile)
@@ -552,7 +555,7 @@ struct Consumer {
   }
 };
 
-template <class T, int D>
+template <class T, int D, bool kCausal>
 __global__ void __launch_bounds__(kHopperForwardTile<D>.threads(), 1)
     attention_forward_hopper(const __grid_constant__ HopperForwardParams params) {
   constexpr WarpgroupTile kTile = kHopperForwardTile<D>;
@@ -571,7 +574,7 @@ __global__ void __launch_bounds__(kHopperForwardTile<D>.threads(), 1)
     if (warp_id() % 4 == 0) Producer<D>(params, memory).run();
   } else {
     acquire_registers<kTile.consumer_registers>();
-    Consumer<T, D>(params.forward.problem, memory, group).run(params.forward);
+    Consumer<T, D, kCausal>(params.forward.problem, memory, group).run(params.forward);
   }
 }
 

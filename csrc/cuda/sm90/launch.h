@@ -35,6 +35,14 @@ inline int heads_together(const ProblemView& problem, int heads) {
       std::min<int64_t>(std::max<int64_t>(fit, group), int64_t{problem.batch} * heads));
 }
 
+// For the backward kernel, whose blocks wait for those of the same head: few heads at a time, so that
+// they follow each other closely, but enough to have a block for every multiprocessor.
+inline int heads_of_backward(const ProblemView& problem, int multiprocessors, int key_rows) {
+  const int tiles = ceil_div(problem.len_k, key_rows);
+  return static_cast<int>(std::min<int64_t>(most(multiprocessors / tiles, 1),
+                                            int64_t{problem.batch} * problem.heads_kv));
+}
+
 }  // namespace cuda
 }  // namespace alibi
 

@@ -33,9 +33,9 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) {
   return (descriptor & 0xffffffff00000000u) | low;
 }
 
-// Starts s = a b^T: 64 rows of tile a, from `a` on (a multiple of 8 rows), times the 8 kN rows of
-// tile b, both D wide. kRowsA: rows of the whole tile a.
-template <class T, int D, int kRowsA, int kN>
+// Starts s = a b^T: 64 rows of tile a, from `a` on (a multiple of 8 rows), times 8 kN rows of tile b,
+// from `b` on, both D wide. kRowsA, kRowsB: rows of the whole tiles.
+template <class T, int D, int kRowsA, int kRowsB, int kN>
 __device__ __forceinline__ void start_scores(float (&s)[kN][4], uint32_t a, uint32_t b) {
   const uint64_t left = matrix_descriptor(a, 16, kEightRows);
   const uint64_t right = matrix_descriptor(b, 16, kEightRows);
@@ -43,16 +43,40 @@ __device__ __forceinline__ void start_scores(float (&s)[kN][4], uint32_t a, uint
   for (int k = 0; k < D / 16; ++k) {
     const int panel = k / 4, column_bytes = k % 4 * 32;
     multiply_shared<false, false>(s, advance(left, panel * kPanelBytes<kRowsA> + column_bytes),
-                                  advance(right, panel * kPanelBytes<8 * kN> + column_bytes),
+                                  advance(right, panel * kPanelBytes<kRowsB> + column_bytes),
                                   k != 0, T{});
   }
 }
 
-// Starts o += p b: p (64 x 16 kK) in registers, times the 16 kK rows of tile b, D wide.
-template <class T, int D, int kK>
+// The same with a (64 x D) in registers, as load_rows leaves it.
+template <class T, int D, int kRowsB, int kN>
+__device__ __forceinline__ void start_scores(float (&s)[kN][4], const uint32_t (&a)[D / 16][4],
+                                             uint32_t b) {
+  const uint64_t right = matrix_descriptor(b, 16, kEightRows);
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    multiply_held<false>(s, a[k], advance(right, k / 4 * kPanelBytes<kRowsB> + k % 4 * 32), k != 0,
+                         T{});
+  }
+}
+
+// 16 rows of a tile per warp, from `row` on, as the left operand of products.
+template <int D, int kRows>
+__device__ __forceinline__ void load_rows(uint32_t (&a)[D / 16][4], uint32_t tile, int row) {
+  const int line = row + lane_id() % 16;
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    const int piece = k % 4 * 2 + lane_id() / 16;
+    load_matrices<false>(
+        a[k], tile + k / 4 * kPanelBytes<kRows> + line * kPanelRowBytes + (piece ^ line % 8) * 16);
+  }
+}
+
+// Starts o += p b: p (64 x 16 kK) in registers, times 16 kK rows of tile b, from `b` on, D wide.
+template <class T, int D, int kRowsB, int kK>
 __device__ __forceinline__ void start_sum(float (&o)[D / 8][4], const uint32_t (&p)[kK][4],
                                           uint32_t b) {
-  const uint64_t right = matrix_descriptor(b, kPanelBytes<16 * kK>, kEightRows);
+  const uint64_t right = matrix_descriptor(b, kPanelBytes<kRowsB>, kEightRows);
 #pragma unroll
   for (int k = 0; k < kK; ++k)
     multiply_held<true>(o, p[k], advance(right, k * 2 * kEightRows), true, T{});

@@ -72,11 +72,6 @@ inline int __all_sync(uint32_t mask, int predicate) {
   });
   return mine.result;
 }
-inline int atomicAdd(int* target, int value) {
-  const int old = *target;
-  *target = old + value;
-  return old;
-}
 inline int atomicMax(int* target, int value) {
   const int old = *target;
   *target = std::max(old, value);

@@ -34,6 +34,10 @@ inline void store_shared(uint32_t address, uint32_t word) {
   memcpy(simt::shared_at(address, 4, 4, "st.shared"), &word, 4);
   simt::note_write(address, 4, "st.shared");
 }
+inline void store_shared(uint32_t address, const float (&x)[4]) {
+  memcpy(simt::shared_at(address, 16, 16, "st.shared.v4"), x, 16);
+  simt::note_write(address, 16, "st.shared.v4");
+}
 inline void fence_async_proxy() { simt::fence_async(); }
 
 inline void copy_run(uint32_t target, const void* source, uint32_t barrier, int bytes) {
