@@ -20,7 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu import correctness, counters, machine, summary, timing
@@ -35,6 +37,7 @@ UNFINISHED = "not finished"
 TOOL_SECONDS = 240.0  # a sanitizer that was given less and did not finish is tried again
 RESTART = 3  # exit status of a worker whose GPU context is broken
 MAX_RESTARTS = 8
+COMPILERS = 4  # processes in which peers compile
 GRACE = 60.0  # seconds that a worker may need to finish the row it is at
 LAST_GRACE = 10.0  # the same when the slot is over
 
@@ -152,6 +155,33 @@ def check_correctness(run: Run, seconds: float) -> None:
     work(run, "correctness", options, seconds, CORRECTNESS)
 
 
+def compile_peers(run: Run, seconds: float) -> None:
+    """Peers that compile themselves do so beside the checks, in processes of their own."""
+    if run.rehearse or (run.out / "timing.csv").exists():
+        return
+    module = [sys.executable, "-m", "benchmarks.gpu.timing", "--device", run.device]
+    paths = ["--library", str(run.library), "--csv", "/dev/null", "--seconds", f"{seconds / 2:.0f}"]
+
+    def one(k: int) -> None:
+        command = [*module, *paths, "--compile", f"{k}/{COMPILERS}"]
+        status, output = run_process(command, seconds)
+        run.log(f"== compile {k}/{COMPILERS}: exit status {status}\n{output[-1000:]}")
+
+    beside(*(partial(one, k) for k in range(COMPILERS)))
+
+
+def check_everything(run: Run, seconds: float) -> None:
+    """What is not timed runs side by side."""
+    steps = (check_correctness, record_instructions, sanitize, compile_peers)
+    beside(*(partial(step, run, seconds) for step in steps))
+
+
+def beside(*calls: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(max(len(calls), 1)) as pool:
+        for done in [pool.submit(call) for call in calls]:
+            done.result()
+
+
 def time_first(run: Run, seconds: float) -> None:
     time_cases(run, seconds, ["--first", "6"])
 
@@ -174,19 +204,21 @@ def sanitize(run: Run, seconds: float) -> None:
     """Each tool on small shapes; arrays have allocations of their own, and no guards."""
     table = Rows(run.out / "sanitizer.csv", SANITIZER_COLUMNS, keys=1)
     path = shutil.which("compute-sanitizer")
-    waiting = [tool for tool in SANITIZERS if not table.has((tool,))]
-    end = time.monotonic() + seconds
-    for done, tool in enumerate(waiting):
+    share = min(seconds, run.left)
+
+    def one(tool: str) -> None:
         if path is None:
             table.add((tool, "not run", "compute-sanitizer was not found", ""))
-            continue
+            return
         begin = time.monotonic()
-        share = (min(end, run.end) - begin) / (len(waiting) - done)
         status, detail = _sanitize_with(run, path, tool, share)
         if status == UNFINISHED and share < TOOL_SECONDS:
             run.log(f"{tool} needs more than {share:.0f} s; run again to go on")
             return
         table.add((tool, status, detail, f"{time.monotonic() - begin:.0f}"))
+
+    waiting = [tool for tool in SANITIZERS if not table.has((tool,))]
+    beside(*(partial(one, tool) for tool in waiting))
 
 
 def count(run: Run, seconds: float) -> None:
@@ -231,13 +263,16 @@ def _sanitize_with(run: Run, path: str, tool: str, seconds: float) -> tuple[str,
 # Each step, and the most of the slot that it may take the first time round. Twice through the list:
 # what a step could not finish in its share is done when the others have had theirs.
 STEPS: tuple[tuple[Callable[[Run, float], None], float], ...] = (
-    (check_correctness, 0.2),
-    (time_first, 0.45),
-    (record_instructions, 0.1),
-    (sanitize, 0.3),
-    (count, 0.1),
+    (check_everything, 0.35),
+    (time_first, 0.3),
+    (count, 0.15),
     (time_cases, 0.5),
 )
+
+
+# Where peers keep what they compiled, and with how many processes PyTorch compiles.
+CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "JAX_COMPILATION_CACHE_DIR": "jax"}
+COMPILE_PROCESSES = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}
 
 
 def build(run: Run) -> None:
@@ -276,8 +311,12 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="the CPU library, on the host")
     parser.add_argument("--device", help="for a rehearsal: host (default) or cpu (PyTorch)")
     parser.add_argument("--commit", default="", help="where there is no git")
+    parser.add_argument("--library", type=Path, help="built elsewhere, from these sources")
     options = parser.parse_args()
-    library = CPU_LIBRARY if options.rehearse else BUILD / "package" / "_lib" / "libalibi_cuda.so"
+    os.environ.update({name: str(BUILD / folder) for name, folder in CACHES.items()})
+    os.environ.update(COMPILE_PROCESSES)
+    built = BUILD / "package" / "_lib" / "libalibi_cuda.so"
+    library = options.library or (CPU_LIBRARY if options.rehearse else built)
     device = options.device or ("host" if options.rehearse else "cuda")
     end = time.monotonic() + 60 * options.minutes
     run = Run(options.out.resolve(), end, library, device, options.rehearse)
@@ -285,7 +324,7 @@ def main() -> int:
         need_gpu()
     facts = machine.write(run.out, options.commit)
     run.log(f"== {facts}")
-    if not options.rehearse:
+    if not options.rehearse and options.library is None:
         build(run)
     elif not library.exists():
         raise SystemExit(f"{library} was not built; `make build` builds it")

@@ -252,6 +252,7 @@ def _cudnn(case: Case, inputs: Arrays, device: str) -> Prepared:
 
 def _jax(case: Case, inputs: Arrays, device: str, implementation: str = "cudnn") -> Prepared:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch is there too
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     import jax
     import jax.numpy as jnp
 
@@ -309,6 +310,7 @@ def _limits(
     return found
 
 
+COMPILED = ("FlexAttention", "JAX")  # how the names of those begin that compile what they run
 ALL_MODES, ALL_DTYPES = (FORWARD, TRAINING, DECODE), ("float16", "bfloat16", "float32")
 _WITH_BIAS: dict[str, Any] = {"modes": ALL_MODES, "full": True, "bias": True}
 

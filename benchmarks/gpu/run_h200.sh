@@ -7,7 +7,8 @@
 # last one stopped. --wheels installs optional peers (nvidia-cudnn-frontend, flash-attn-4 and its
 # CuTe DSL, ...) from a folder of wheels, for a machine without network. --rehearse runs the same
 # steps here, without a GPU, on the CPU library. Needs python3 with NumPy and ml_dtypes, g++, and on
-# a GPU nvcc, CMake and PyTorch. PYTHON names another python3.
+# a GPU nvcc, CMake and PyTorch. PYTHON names another python3. --library takes one that was built
+# elsewhere from the same sources.
 #
 # Any GPU of compute capability 8.0 or later will do; the targets are an H200's.
 set -euo pipefail
@@ -16,9 +17,9 @@ out=build/gpu-evidence wheels= options=()
 while (($#)); do
   case $1 in
     --wheels) wheels=$2 && shift ;;
-    --minutes | --commit | --device) options+=("$1" "$2") && shift ;;
+    --minutes | --commit | --device | --library) options+=("$1" "$2") && shift ;;
     --rehearse) options+=("$1") ;;
-    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit ;;
     -*) echo "unknown option $1; --help lists them" >&2 && exit 2 ;;
     *) out=$1 ;;
   esac

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.timing --library L.so --device cuda --csv FILE
 
-Per case: every provider computes it once and is compared with float64 (benchmarks/truth.py, the
-first and the last head); who is off by more than LIMITS in any result gets a row that says so and
+Per case: every provider computes it once and is compared with float64 (device_truth.py, the first
+and the last head); who is off by more than LIMITS in any result gets a row that says so and
 no time. The others take turns, A B C A B C, so that clocks and heat hit all alike. A sample is one
 call between two CUDA events. Before each, 256 MB are written, so that no input is left in the L2
 cache, and the GPU is kept busy for a moment, so that it is not the launch by the CPU that is timed.
@@ -28,11 +28,12 @@ from typing import Any
 
 import measure
 import numpy as np
-from cases import DECODE, FORWARD, TRAINING, Case
+from cases import DECODE, FORWARD, TRAINING, Case, round_to
 from providers import Prepared, Provider
 from truth import Truth
 
 from benchmarks.gpu import ours, peers
+from benchmarks.gpu.device_truth import DeviceTruth
 from benchmarks.gpu.memory import memory_on
 from benchmarks.gpu.rows import Rows
 
@@ -122,6 +123,26 @@ def verdict(case: Case, truth: Truth, outputs: dict[str, Any]) -> tuple[str, str
     if not errors[name] <= LIMITS[case.dtype]:
         return f"wrong result: {name} is off by {errors[name]:.1e} of its norm", ""
     return "ok", f"{errors[name]:.1e}"
+
+
+class Draws:
+    """Inputs of cases, drawn once: all cases of a dtype look at the same numbers."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Any] = {}
+        self._random = np.random.default_rng(0)
+
+    def inputs(self, case: Case) -> dict[str, Any]:
+        lengths = {"q": case.queries, "k": case.keys, "v": case.keys, "dout": case.queries}
+        return {name: self._draw(case, name, length) for name, length in lengths.items()}
+
+    def _draw(self, case: Case, name: str, length: int) -> Any:
+        shape = (case.batch, case.heads, length, case.head_dim)
+        size, key = int(np.prod(shape)), (name, case.dtype)
+        if key not in self._known or self._known[key].size < size:
+            fresh = self._random.standard_normal(size, dtype=np.float32)
+            self._known[key] = round_to(fresh, case.dtype)
+        return self._known[key][:size].reshape(shape)
 
 
 class Timer:
@@ -230,11 +251,13 @@ def check(
     return (prepared if status == "ok" else None), status, error
 
 
-def measure_case(case: Case, providers: list[Provider], rows: Rows, options: Any) -> bool:
+def measure_case(
+    case: Case, inputs: dict[str, Any], providers: list[Provider], rows: Rows, options: Any
+) -> bool:
     """Adds the rows of a case; False when the GPU needs a new process."""
     todo = [p for p in providers if not rows.has((label(case), p.name))]
-    timer, inputs = Timer(options.device), case.inputs()
-    truth = Truth(case, inputs)
+    timer = Timer(options.device)
+    truth = DeviceTruth(case, inputs, options.device) if timer.cuda else Truth(case, inputs)
     ready: dict[str, Prepared] = {}
     found: dict[str, dict[str, str]] = {}
     for provider in todo:
@@ -257,6 +280,27 @@ def measure_case(case: Case, providers: list[Provider], rows: Rows, options: Any
     return True
 
 
+def compile_peers(cases: list[Case], device: str, seconds: float) -> None:
+    """Runs the peers that compile themselves once, on zeros: their caches lie on disk, so that the
+    time they take is not taken from the measurement."""
+    end = time.monotonic() + seconds
+    for case in cases:
+        for provider in peers.providers(device):
+            if time.monotonic() > end or not provider.name.startswith(peers.COMPILED):
+                continue
+            lengths = {"q": case.queries, "k": case.keys, "v": case.keys, "dout": case.queries}
+            inputs = {
+                name: np.zeros((case.batch, case.heads, length, case.head_dim), np.float32)
+                for name, length in lengths.items()
+            }
+            try:
+                if not provider.reasons_against(case):
+                    provider.prepare(case, inputs).run()
+            except Exception as error:  # it will have a row that says so
+                print(f"{label(case)} | {provider.name}: {first_line(error)}", flush=True)
+        peers.forget()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", type=Path, required=True)
@@ -265,13 +309,18 @@ def main() -> int:
     parser.add_argument("--cases", choices=CASES, default="gpu")
     parser.add_argument("--first", type=int, default=10**6, help="only the first N cases")
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--per-case", type=float, default=4.0, help="seconds of samples")
+    parser.add_argument("--per-case", type=float, default=2.0, help="seconds of samples")
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--compile", help="K/N: only let peers compile, for cases K, K + N, ...")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
-    rows = Rows(options.csv, COLUMNS, keys=2)
-    place = memory_on(options.device, own_stream=False)
     device = "cpu" if options.device == "host" else options.device
+    if options.compile:
+        first, step = map(int, options.compile.split("/"))
+        compile_peers(list(CASES[options.cases]())[first::step], device, options.seconds)
+        return 0
+    rows, draws = Rows(options.csv, COLUMNS, keys=2), Draws()
+    place = memory_on(options.device, own_stream=False)
     providers = ours.providers(options.library, place) + peers.providers(device)
     longest = 0.0
     for case in list(CASES[options.cases]())[: options.first]:
@@ -281,7 +330,7 @@ def main() -> int:
         if begin + longest > end:
             print("time is up; run again to go on")
             break
-        if not measure_case(case, providers, rows, options):
+        if not measure_case(case, draws.inputs(case), providers, rows, options):
             return 3
         peers.forget()
         longest = max(longest, time.monotonic() - begin)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import peers, timing
+from benchmarks.gpu.device_truth import DeviceTruth
 from benchmarks.gpu.rows import Rows, read
 
 from cases import DECODE, FORWARD, TRAINING, Case  # isort: skip
@@ -47,6 +48,35 @@ def test_a_wrong_result_is_refused(name: str) -> None:
     assert timing.verdict(CASE, truth, outputs)[0].startswith(f"wrong result: {name} is off by nan")
 
 
+@needs_torch
+@pytest.mark.parametrize(
+    "case",
+    [
+        CASE,
+        Case(TRAINING, 1, 4, 33, 33, 8, causal=False, dtype="float32"),
+        Case(DECODE, 2, 2, 1, 40, 8, dtype="float32"),
+    ],
+    ids=lambda case: case.name,
+)
+def test_the_truth_of_a_device_is_the_truth(case: Case) -> None:
+    inputs = case.inputs()
+    want, got = Truth(case, inputs).values, DeviceTruth(case, inputs, "cpu").values
+    assert want.keys() == got.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-12, atol=1e-12)
+
+
+def test_cases_look_at_the_same_numbers() -> None:
+    draws, large = timing.Draws(), Case(FORWARD, 2, 2, 17, 17, 8, dtype="bfloat16")
+    small = Case(FORWARD, 1, 2, 9, 9, 8, dtype="bfloat16")
+    first, second = draws.inputs(large), draws.inputs(small)
+    assert first["q"].shape == (2, 2, 17, 8)
+    assert second["q"].shape == (1, 2, 9, 8)
+    assert np.shares_memory(first["k"], second["k"])
+    assert not np.array_equal(first["q"], first["k"])
+    assert abs(first["q"].std() - 1.0) < 0.2
+
+
 def options(**more: Any) -> Namespace:
     return Namespace(**{"device": "host", "rounds": 4, "per_case": 1.0, **more})
 
@@ -69,7 +99,7 @@ def test_only_who_is_right_is_timed_and_everyone_has_a_row(tmp_path: Path) -> No
         _provider("second", prepared("second", _right)),
     ]
     rows = Rows(tmp_path / "timing.csv", timing.COLUMNS, keys=2)
-    assert timing.measure_case(CASE, everyone, rows, options())
+    assert timing.measure_case(CASE, CASE.inputs(), everyone, rows, options())
     found = {row["provider"]: row for row in read(rows.path)}
     assert list(found) == ["first", "wrong", "fails", "second"]
     assert found["fails"]["status"] == "NotImplementedError: no such kernel"
@@ -89,7 +119,7 @@ def test_a_broken_context_ends_the_process_but_not_the_case(
     one = _provider("one", lambda case, inputs: Prepared(lambda: None, lambda: _right(case)))
     with monkeypatch.context() as patch:
         patch.setattr(timing.Timer, "synchronize", broken)
-        assert not timing.measure_case(CASE, [one], rows, options())
+        assert not timing.measure_case(CASE, CASE.inputs(), [one], rows, options())
     assert "illegal memory access" in read(rows.path)[0]["status"]
 
 
