@@ -31,6 +31,21 @@ MANY_TILES = (
     Case("half-sees-nothing-D64", 2, 1, 1, 300, 600, 64, spans=((150, 590, 0), (520, 600, 100))),
     Case("both-sides-D64", 1, 2, 1, 70, 600, 64, causal=False, spans=((0, 600, 130),)),
     Case("far-ahead-D128", 1, 1, 1, 40, 640, 128, spans=((130, 600, 9000),), slopes="mixed"),
+    Case("negative-slopes-D64", 1, 2, 1, 130, 400, 64, slopes="negative"),
+)
+
+# What the backward kernel does besides: several tiles of keys that add to dq of the same rows, with
+# more query heads than key heads; rows that no tile of keys reaches; spans that begin inside a tile
+# of keys; more of one length than of the other.
+BACKWARD = (
+    Case("group-of-4-D64", 1, 4, 1, 140, 400, 64, slopes="learned"),
+    Case("groups-of-3-D128", 2, 6, 2, 70, 270, 128, causal=False, slopes="mixed", layout="BSND"),
+    Case("span-begins-inside-D64", 1, 2, 1, 150, 300, 64, spans=((70, 290, 100),)),
+    Case("span-begins-inside-D128", 1, 2, 2, 140, 270, 128, False, spans=((190, 260, 110),)),
+    Case("more-keys-D64", 1, 2, 1, 50, 530, 64, slopes="learned", spans=((0, 530, 300),)),
+    Case("more-queries-D128", 1, 2, 1, 330, 130, 128, causal=False, slopes="learned"),
+    Case("more-causal-queries-D64", 1, 2, 1, 300, 130, 64, spans=((0, 130, 20),)),
+    Case("steep-D128", 1, 4, 2, 140, 520, 128, slopes="steep"),
 )
 
 
@@ -52,6 +67,79 @@ def test_every_situation(hopper: Model, case: Case) -> None:
 def test_many_tiles_under_several_schedules(hopper: Model, case: Case, seed: int) -> None:
     check_attention(hopper, case, "float16" if seed % 2 else "bfloat16", seed, prune=seed != 1)
     assert hopper.stats()["wide_products"] > 0
+
+
+@pytest.mark.parametrize("case", BACKWARD, ids=str)
+def test_gradients_that_several_blocks_add_up(hopper: Model, case: Case) -> None:
+    for seed, multiprocessors in ((0, 1), (3, 2), (4, 7)):
+        parts = ("forward", "backward")
+        dtype = "bfloat16" if seed == 3 else "float16"
+        check(hopper, case, dtype, seed=seed, multiprocessors=multiprocessors, parts=parts)
+        if multiprocessors == 1:  # a larger GPU would split the keys of so few rows
+            assert hopper.stats()["async_copies"] == 0, "a portable kernel ran"
+
+
+@pytest.mark.parametrize("case", BACKWARD[:2] + BACKWARD[7:], ids=str)
+def test_gradients_are_the_same_in_every_bit(hopper: Model, case: Case) -> None:
+    """Whoever comes first, and however many heads are in work: the order of additions is fixed."""
+    calls = Calls(hopper, case, "float16", make_inputs(case, "float16"))
+    calls.forward()
+    runs = []
+    for seed, multiprocessors in ((0, 1), (1, 3), (4, 8), (6, 132)):
+        hopper.configure(seed, multiprocessors=multiprocessors)
+        runs.append([y.copy() for y in calls.backward()])
+    for run in runs[1:]:
+        for got, want in zip(run, runs[0], strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_gradients_of_rows_that_no_tile_of_keys_reaches_are_zero(
+    hopper: Model, head_dim: int
+) -> None:
+    """Nobody has stored their sums, which start as NaN here, as does dq."""
+    case = Case("unreached", 2, 2, 1, 300, 260, head_dim, spans=((150, 250, 0), (0, 260, 400)))
+    calls = Calls(hopper, case, "bfloat16", make_inputs(case, "bfloat16"))
+    calls.forward()
+    dq, dk, dv, dslopes = (y.astype(np.float32) for y in calls.backward())
+    assert not dq[0, :, :150].any()
+    assert dq[0, :, 151:].any(axis=-1).all()
+    assert dq[1].any(axis=-1).all()
+    for grad in (dk, dv):
+        assert not grad[0, :, :150].any()
+        assert not grad[0, :, 250:].any()
+        assert np.isfinite(grad).all()
+    assert np.isfinite(dslopes).all()
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_gradients_of_queries_may_lie_anywhere(hopper: Model, head_dim: int) -> None:
+    """Rows of dq that lie an odd number of elements apart, with nothing written between them."""
+    case = Case("odd", 1, 2, 1, 140, 300, head_dim)
+    calls = Calls(hopper, case, "float16", make_inputs(case, "float16"))
+    calls.forward()
+    want = [y.copy() for y in calls.backward()]
+    width = head_dim + 3
+    wide = hopper.empty((1, 2, 140, width), np.float16)
+    grads = {"dq": tensor(address(wide) + 2, wide.shape, "BNSD")}
+    others = [hopper.empty(y.shape, y.dtype) for y in want[1:]]
+    for name, y in zip(("dk", "dv"), others, strict=False):
+        grads[name] = tensor(address(y), y.shape, "BNSD")
+    inputs = {
+        name: tensor(address(x), x.shape, "BNSD")
+        for name in ("q", "k", "v", "out", "dout")
+        for x in [getattr(calls, name)]
+    }
+    rows = {name: address(getattr(calls, name)) for name in ("lse", "dlse")}
+    rows["dslopes"] = address(others[2])
+    hopper.configure(seed=3)
+    hopper.call("alibi_attention_bwd", calls.problem, **inputs, **grads, **calls.modes, **rows)
+    assert hopper.stats()["async_copies"] == 0, "a portable kernel ran"
+    np.testing.assert_array_equal(wide[..., 1 : 1 + head_dim], want[0])
+    assert np.isnan(wide[..., 0]).all()
+    assert np.isnan(wide[..., 1 + head_dim :]).all()
+    for got, expected in zip(others, want[1:], strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("multiprocessors", [2, 3])
