@@ -375,12 +375,12 @@ struct Consumer {
   }
 
   // Whether no score of this lane exceeds the row's maximum so far by more than the headroom: the
-  // largest product, or 0, with the bias of the nearest key is at least as large as each. False where
-  // there is no maximum yet. Floats from 0 on are in the order of their bit patterns, and there is
+  // largest product, or 0, with the bias of the nearest key is at least as large as each, unless the
+  // slope is negative. False where there is no maximum yet. Floats from 0 on are in the order of their bit patterns, and there is
   // an instruction for the largest of three integers.
   template <int kSide>
   __device__ __forceinline__ bool fits(int tile) const {
-    bool all = head.scale2 > 0.0f;
+    bool all = head.scale2 > 0.0f && head.slope2 >= 0.0f;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int top[2] = {0, 0};
@@ -538,6 +538,7 @@ struct Consumer {
     for (RingPlace<1> q_place;; q_place.advance()) {
       barrier_wait(memory.q_full(), q_place.parity);
       const ForwardTask task = memory.load_task();
+      __syncwarp();  // before the first lane releases it for the others
       if (task.place.tile < 0) break;
       head.span = task.span;
       head.slope2 = task.slope2;
