@@ -57,10 +57,6 @@ __global__ void __launch_bounds__(kPrepassThreads)
 
 constexpr int kBatch = 4;
 
-struct alignas(16) Words {
-  uint32_t word[4];
-};
-
 template <class T>
 __device__ __forceinline__ float add_products(const Words& a, const Words& b, float sum) {
 #pragma unroll

@@ -22,6 +22,11 @@ constexpr int kPieces = D / kPiece<T>;
 template <class T, int D>
 constexpr int kRowBytes = D * static_cast<int>(sizeof(T));
 
+// What a thread reads or writes at once.
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
 template <class T>
 constexpr bool kOnTensorCores = sizeof(T) == 2;
 

@@ -124,13 +124,6 @@ __global__ void __launch_bounds__(32)
   }
 }
 
-struct alignas(16) FourFloats {
-  float at[4];
-};
-struct alignas(16) EightElements {
-  uint32_t word[4];
-};
-
 // dq = scale * the sums, rounded to T. One block per piece; a thread has eight columns of two rows.
 constexpr int kFinishThreads = 256;
 template <class T, int D>
@@ -151,9 +144,10 @@ __global__ void __launch_bounds__(kFinishThreads)
                           (eight * 128 + warp * 32 + line * 4) * 4;
 #pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
-      const FourFloats four = *reinterpret_cast<const FourFloats*>(source + 4 * lane);
+      const Words four = *reinterpret_cast<const Words*>(source + 4 * lane);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) x[i / 2][2 * lane + i % 2] = four.at[i] * problem.scale;
+      for (int i = 0; i < 4; ++i)
+        x[i / 2][2 * lane + i % 2] = __uint_as_float(four.word[i]) * problem.scale;
     }
   }
   const int column = group % kColumnPieces * 64 + 8 * eight;
@@ -165,10 +159,10 @@ __global__ void __launch_bounds__(kFinishThreads)
     if (row >= problem.len_q) continue;
     T* target = data + row * grad.stride_s + column;
     if (grad.aligned) {
-      EightElements packed;
+      Words packed;
 #pragma unroll
       for (int i = 0; i < 4; ++i) packed.word[i] = pack<T>(x[half][2 * i], x[half][2 * i + 1]);
-      *reinterpret_cast<EightElements*>(target) = packed;
+      *reinterpret_cast<Words*>(target) = packed;
     } else {
       for (int i = 0; i < 8; ++i) from_float(target[i], x[half][i]);
     }

@@ -8,10 +8,6 @@
 namespace alibi {
 namespace cuda {
 
-struct alignas(16) Piece {
-  uint32_t words[4];
-};
-
 // The four lanes of a row exchange words: lane q gives words[r] to lane r and gets that lane's
 // words[q] for it, in two steps, first with the neighbour and then with the pair beside.
 __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
@@ -44,12 +40,12 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
     T* to = out + row * params.out.stride_s + lane_id() % 4 * 8;
 #pragma unroll
     for (int t = 0; t < D / 8; t += 4) {
-      Piece piece;
+      Words piece;
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        piece.words[n] = pack<T>(o[t + n][2 * i] * factor, o[t + n][2 * i + 1] * factor);
-      transpose_quad(piece.words);
-      if (inside) *reinterpret_cast<Piece*>(to + 8 * t) = piece;
+        piece.word[n] = pack<T>(o[t + n][2 * i] * factor, o[t + n][2 * i + 1] * factor);
+      transpose_quad(piece.word);
+      if (inside) *reinterpret_cast<Words*>(to + 8 * t) = piece;
     }
     if (inside && lane_id() % 4 == 0)
       params.lse[row_index(problem, place.batch, place.head, row)] = state.log2_sum(i) * kLn2;
