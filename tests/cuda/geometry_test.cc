@@ -386,6 +386,14 @@ void check_serpentine() {
   }
 }
 
+// What the groups of a block may hold is what it started with, and not the whole register file: 168
+// registers for each of 384 threads, 128 for each of 512.
+void check_registers() {
+  expect(fits_registers(2, 240, 24) && fits_registers(3, 160, 32), "a block has these registers");
+  expect(!fits_registers(2, 240, 32) && !fits_registers(3, 168, 24),
+         "a block has no more registers");
+}
+
 }  // namespace
 
 int main() {
@@ -416,6 +424,7 @@ int main() {
   check_reach_of_slack();
   check_swizzle();
   check_tile_tables();
+  check_registers();
   if (failures > 0) printf("%d failures\n", failures);
   return failures > 0 ? 1 : 0;
 }
