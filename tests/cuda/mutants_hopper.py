@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.cases import Case
 from tests.cuda.mutant import Mutant
 
@@ -15,6 +17,7 @@ CASES = (
     (Case("sees-nothing", 1, 2, 1, 300, 600, 64, spans=((250, 590, 0),)), "float16"),
     (Case("steep", 1, 2, 1, 160, 1300, 64, slopes="steep"), "float16"),
     (Case("one-tile", 1, 1, 1, 40, 100, 64), "bfloat16"),
+    (Case("causal-negative", 1, 1, 1, 130, 400, 64, slopes="negative"), "float16"),
     (Case("far-ahead", 1, 1, 1, 40, 640, 128, spans=((130, 600, 900),), slopes="steep"), "float16"),
 )
 SEEDS = (0, 1, 3, 5, 6)
@@ -29,6 +32,7 @@ K_DONE = "products_wait<1>();\n    pin_registers(s[0]);\n    release_keys(last);
 V_DONE = (
     "products_wait<0>();\n    pin_registers(o[0]);\n    release(memory.v_empty(v_place.stage));"
 )
+TOGETHER = "turns keep the groups closer than a ring is long, and one of them waits for every tile"
 NEXT = "start_next_scores();\n    start_next_sum();\n    turn.pass();"
 
 
@@ -38,8 +42,18 @@ def _forward(
     return Mutant(what, file, old, new, nth, "hopper", equal)
 
 
+_matrix, _map = partial(_forward, file=MATRIX), partial(_forward, file=MAP)
+_geometry = partial(_forward, file=GEOMETRY)
+
+
 WAITS = (
     _forward("no wait for Q", "barrier_wait(memory.q_full(), q_place.parity);"),
+    _forward(
+        "Q released before all lanes know the task",
+        "      __syncwarp();  // before the first lane",
+        "      // before the first lane",
+        equal="the model's lanes meet in the shuffles of load_task; a GPU's need not",
+    ),
     _forward("Q overwritten early", "barrier_wait(memory.q_empty(), q_place.parity ^ 1);"),
     _forward("Q never released", "if (last) release(memory.q_empty());"),
     _forward("Q released by every tile", "if (last) release", "release"),
@@ -60,13 +74,13 @@ WAITS = (
         "a skipped K released before it has come",
         K_FULL,
         nth=2,
-        equal="who has the turn knows that all have released the tile before the last one",
+        equal=TOGETHER,
     ),
     _forward(
         "a skipped V released before it has come",
         V_FULL,
         nth=1,
-        equal="four buffers: the turns keep the warpgroups closer together than that",
+        equal=TOGETHER,
     ),
     _forward("K overwritten early", "barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);"),
     _forward("V overwritten early", "barrier_wait(memory.v_empty(place.stage), place.parity ^ 1);"),
@@ -76,15 +90,22 @@ WAITS = (
         "if (leader) {\n        barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);",
         "barrier_wait(memory.k_empty(place.stage), place.parity ^ 1);\n      if (leader) {",
     ),
-    _forward("parity never changes", "parity ^= 1;", file=MATRIX),
+    _matrix("parity never changes", "parity ^= 1;"),
     _forward("edge parity never changes", "    edge_place.advance();\n"),
     _forward("S read before its wait", K_DONE, K_DONE.replace("<1>", "<2>")),
     _forward("O read before its wait", V_DONE, V_DONE.replace("<0>", "<1>")),
     _forward("the last O read before its wait", "products_wait<0>();", "products_wait<1>();", 2),
     _forward(
-        "K released before its products end",
+        "K and Q released before their products end",
         K_DONE,
         "\n".join(reversed(K_DONE.split("\n"))),
+    ),
+    _forward(
+        "K alone released before its products end",
+        K_DONE,
+        "release(memory.k_empty(k_place.stage));\n"
+        "products_wait<1>();\npin_registers(s[0]);\nif (last) release(memory.q_empty());\n"
+        "k_place.advance();",
         equal="before K is refilled the producer waits for a V that all warps release later",
     ),
     _forward("V released before its products end", V_DONE, "\n".join(reversed(V_DONE.split("\n")))),
@@ -115,12 +136,8 @@ COPIES = (
         "barrier_arrive_expect(barrier, kBytes);",
         "barrier_arrive_expect(barrier, kBytes / 2);",
     ),
-    _forward(
-        "every panel from the first columns", "panel * kPanelColumns, row", "0, row", file=MATRIX
-    ),
-    _forward(
-        "every panel in the same place", "tile + panel * kPanelBytes<kRows>", "tile", file=MATRIX
-    ),
+    _matrix("every panel from the first columns", "panel * kPanelColumns, row", "0, row"),
+    _matrix("every panel in the same place", "tile + panel * kPanelBytes<kRows>", "tile"),
     _forward(
         "K of the wrong head",
         "key,\n                               task.kv_head",
@@ -136,17 +153,13 @@ COPIES = (
         "task.place.tile * kTile.rows(), task.place.head,",
         "0, task.place.head,",
     ),
-    _forward(
-        "rows a head apart",
-        "map_stride(len, tensor.stride_s)",
-        "map_stride(len, tensor.stride_h)",
-        file=MAP,
+    _map(
+        "rows a head apart", "map_stride(len, tensor.stride_s)", "map_stride(len, tensor.stride_h)"
     ),
-    _forward(
+    _map(
         "rows beyond the tensor are read",
         "static_cast<cuuint64_t>(len)",
         "static_cast<cuuint64_t>(len + 128)",
-        file=MAP,
     ),
     _forward(
         "shared memory not rounded up",
@@ -157,29 +170,16 @@ COPIES = (
     _forward(
         "unseen V used as it is", "if (needs_clearing<kColumns>(key, task.keys)) {", "if (false) {"
     ),
-    _forward("rows before the valid ones kept", "first < valid.begin ||", "", file=MATRIX),
-    _forward(
-        "last valid row cleared",
-        "row < valid.end) continue",
-        "row + 1 < valid.end) continue",
-        file=MATRIX,
-    ),
-    _forward(
-        "one invalid row kept",
-        "row < valid.end) continue",
-        "row <= valid.end) continue",
-        file=MATRIX,
-    ),
-    _forward(
-        "first valid row cleared", "row >= valid.begin &&", "row > valid.begin &&", file=MATRIX
-    ),
+    _matrix("rows before the valid ones kept", "first < valid.begin ||", ""),
+    _matrix("last valid row cleared", "row < valid.end) continue", "row + 1 < valid.end) continue"),
+    _matrix("one invalid row kept", "row < valid.end) continue", "row <= valid.end) continue"),
+    _matrix("first valid row cleared", "row >= valid.begin &&", "row > valid.begin &&"),
     _forward("cleared before it has landed", "barrier_wait(memory.v_raw(), edge_place.parity);"),
-    _forward("clearing not fenced", "  fence_async_proxy();\n", file=MATRIX),
-    _forward(
+    _matrix("clearing not fenced", "  fence_async_proxy();\n"),
+    _matrix(
         "full before all lanes have cleared",
         "  fence_async_proxy();\n  __syncwarp();\n",
         "  fence_async_proxy();\n",
-        file=MATRIX,
     ),
     _forward("registers not released", "release_registers<kTile.producer_registers>();"),
 )
@@ -204,41 +204,34 @@ PRODUCTS = (
         "same",
         equal="lanes of a row agree; the vote is for speed",
     ),
-    _forward("S added to the old one", "k != 0, T{}", "true, T{}", file=MATRIX),
-    _forward("k step of 64 bytes", "k % 4 * 32", "k % 4 * 64", file=MATRIX),
-    _forward("second panel of Q forgotten", "panel * kPanelBytes<kRowsA> +", "0 +", file=MATRIX),
-    _forward("second panel of K forgotten", "panel * kPanelBytes<kRowsB> +", "0 +", file=MATRIX),
-    _forward("512 bytes between groups of rows", "a, 16, kEightRows", "a, 16, 512", file=MATRIX),
-    _forward(
+    _matrix("S added to the old one", "k != 0, T{}", "true, T{}"),
+    _matrix("k step of 64 bytes", "k % 4 * 32", "k % 4 * 64"),
+    _matrix("second panel of Q forgotten", "panel * kPanelBytes<kRowsA> +", "0 +"),
+    _matrix("second panel of K forgotten", "panel * kPanelBytes<kRowsB> +", "0 +"),
+    _matrix("512 bytes between groups of rows", "a, 16, kEightRows", "a, 16, 512"),
+    _matrix(
         "V: panel stride forgotten",
         "matrix_descriptor(b, kPanelBytes<kRowsB>, kEightRows)",
         "matrix_descriptor(b, 16, kEightRows)",
-        file=MATRIX,
     ),
-    _forward(
+    _matrix(
         "V: strides exchanged",
         "matrix_descriptor(b, kPanelBytes<kRowsB>, kEightRows)",
         "matrix_descriptor(b, kEightRows, kPanelBytes<kRowsB>)",
-        file=MATRIX,
     ),
-    _forward("V: half a step", "k * 2 * kEightRows", "k * kEightRows", file=MATRIX),
-    _forward("V not transposed", "multiply_held<true>", "multiply_held<false>", file=MATRIX),
-    _forward(
+    _matrix("V: half a step", "k * 2 * kEightRows", "k * kEightRows"),
+    _matrix("V not transposed", "multiply_held<true>", "multiply_held<false>"),
+    _matrix(
         "P in the wrong order",
         "s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]",
         "s[2 * k + i % 2][i / 2 * 2], s[2 * k + i % 2][i / 2 * 2 + 1]",
-        file=MATRIX,
     ),
     _forward(
         "both warpgroups take the first rows",
         "memory.q() + turn.group * kPanelBytes<64>",
         "memory.q()",
     ),
-    _forward(
-        "first tile not packed",
-        f"{V_FULL}\n    pack_tile<T>(p, s[0]);",
-        V_FULL,
-    ),
+    _forward("first tile not packed", f"{V_FULL}\n    pack_tile<T>(p, s[0]);", V_FULL),
 )
 
 TURNS = (
@@ -282,11 +275,8 @@ SCORES = (
     _forward("right of the diagonal: one column off", ": -(8 * t + e)", ": -(8 * t + e + 1)"),
     _forward("plain: the lane's columns left out", "lane_column - 6 :", "-6 :"),
     _forward("right of the diagonal: the lane's columns left out", ": -lane_column", ": 0"),
-    _forward(
-        "maxima never move",
-        "<= state.row_max[0][i] + kHeadroom",
-        "<= INFINITY",
-    ),
+    _forward("maxima never move", "<= state.row_max[0][i] + kHeadroom", "<= INFINITY"),
+    _forward("maxima that negative slopes exceed", " && head.slope2 >= 0.0f"),
     _forward(
         "plain: distance to the wrong key",
         "tile * kColumns + kColumns - 1 - position",
@@ -310,10 +300,7 @@ SCORES = (
         file="sm80/softmax.cuh",
     ),
     _forward(
-        "rows past the end are stored",
-        "row < problem.len_q;",
-        "true;",
-        file="sm90/output.cuh",
+        "rows past the end are stored", "row < problem.len_q;", "true;", file="sm90/output.cuh"
     ),
 )
 
@@ -334,18 +321,16 @@ REACH = (
         "tile >= tiles.begin; --tile, place",
         "tile > tiles.begin; --tile, place",
     ),
-    _forward(
+    _geometry(
         "heads of later sections forgotten",
         "return {first + static_cast<int>(rest % count)",
         "return {static_cast<int>(rest % count)",
-        file=GEOMETRY,
         equal="the cases have one section; geometry_test.cc covers more",
     ),
-    _forward(
+    _geometry(
         "rounds all in one direction",
         "round % 2 == 0 ? block",
         "true ? block",
-        file=GEOMETRY,
         equal="the order of tasks, and the cases have one block; geometry_test.cc covers more",
     ),
     _forward(
@@ -375,11 +360,10 @@ REACH = (
         "    __syncwarp();  // a late lane would",
         "    // a late lane would",
     ),
-    _forward(
+    _geometry(
         "tiles from the first",
         "tiles - 1 - static_cast<int>(rest / count)}",
         "static_cast<int>(rest / count)}",
-        file=GEOMETRY,
         equal="the order of blocks",
     ),
 )
