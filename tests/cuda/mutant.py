@@ -25,9 +25,13 @@ class Mutant:
     part: str = "forward"  # what is compiled and run: a key of UNITS
     equal: str = ""  # why no result can change
 
-    def apply(self, csrc: Path) -> None:
-        path = csrc / "cuda" / self.file
-        pieces = path.read_text().split(self.old)
+    def text(self, csrc: Path) -> str:
+        """The file with the mistake."""
+        pieces = (csrc / "cuda" / self.file).read_text().split(self.old)
         assert len(pieces) > self.nth + 1, f"{self.what}: {self.old!r} is not in {self.file}"
         head, tail = pieces[: self.nth + 1], pieces[self.nth + 1 :]
-        path.write_text(self.old.join(head) + self.new + self.old.join(tail))
+        return self.old.join(head) + self.new + self.old.join(tail)
+
+    def apply(self, csrc: Path) -> None:
+        text = self.text(csrc)
+        (csrc / "cuda" / self.file).write_text(text)
