@@ -38,7 +38,7 @@ def test_the_model_does_what_a_gpu_did(model: Document) -> None:
     assert differences(model, document) == []
 
 
-def test_what_a_hopper_gpu_did_is_what_the_manual_says() -> None:
+def test_what_a_hopper_gpu_did_is_what_arithmetic_says() -> None:
     recorded = conformance.GOLDEN / "sm90.json"
     if not recorded.exists():
         pytest.skip("not recorded on a GPU yet; benchmarks/gpu/run_h200.sh records sm90.json")
@@ -47,7 +47,7 @@ def test_what_a_hopper_gpu_did_is_what_the_manual_says() -> None:
     assert differences(document, conformance.arithmetic(document)) == []
 
 
-def test_the_model_of_hopper_does_what_the_manual_says() -> None:
+def test_the_model_of_hopper_does_what_arithmetic_says() -> None:
     if not (conformance.SM90_HEADER.exists() and conformance.SM90_MODEL.exists()):
         pytest.skip("this version has no csrc/cuda/sm90, or no model of it")
     program = conformance.build_model("sm90")

@@ -37,8 +37,8 @@ namespace alibi {
 namespace cuda {
 
 // Warps that hand the pieces over to device memory, pair by pair in rotation: for most of the time
-// that takes, the first lane of one waits, for the turn or for the additions to arrive. Their
-// barriers are more than they are: one that was a round ahead would take the last phase for its own.
+// that takes, the first lane of one waits, for the turn or for the additions to arrive. There are no
+// fewer barriers than writers: one that was a round ahead would take the last phase for its own.
 constexpr int kWriters = 3;
 constexpr int kPieceRing = 4;
 

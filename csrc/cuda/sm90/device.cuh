@@ -119,8 +119,8 @@ __device__ __forceinline__ void store_run(void* target, uint32_t source, int byt
                : "memory");
 }
 // Adds floats to those in device memory. Two runs to the same place add up in the order of their
-// completion: wait for the first, in this block or by a flag, or sums depend on the day. Terms and
-// sums below the normal range become 0.
+// completion: wait for the first, in this block or by a flag, or sums depend on the day. An H200
+// keeps sums below the normal range, although the manual says that they become 0.
 __device__ __forceinline__ void add_run(float* target, uint32_t source, int bytes) {
   asm volatile(
       "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target),

@@ -376,8 +376,8 @@ struct Consumer {
 
   // Whether no score of this lane exceeds the row's maximum so far by more than the headroom: the
   // largest product, or 0, with the bias of the nearest key is at least as large as each, unless the
-  // slope is negative. False where there is no maximum yet. Floats from 0 on are in the order of their bit patterns, and there is
-  // an instruction for the largest of three integers.
+  // slope is negative. False where there is no maximum yet. Floats from 0 on are in the order of
+  // their bit patterns, and there is an instruction for the largest of three integers.
   template <int kSide>
   __device__ __forceinline__ bool fits(int tile) const {
     bool all = head.scale2 > 0.0f && head.slope2 >= 0.0f;
