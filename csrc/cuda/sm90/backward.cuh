@@ -57,6 +57,7 @@ struct BackwardMemory {
       kTile.stages * kStatBytes + 8 * kBarriers + 32 + 32 * kTile.groups;
   static constexpr int kBigBytes =
       2 * kOwnBytes + kTile.stages * (2 * kPassingBytes + kScoreBytes) + kPieces * kPieceBytes;
+  // Shared memory starts at a multiple of 1024 bytes (shared_base); a few hundred more would do, too.
   static constexpr int kBytes = ceil_div(kSmallBytes, kEightRows) * kEightRows + kBigBytes;
 
   uint32_t small;  // statistics, barriers, notes
