@@ -252,14 +252,14 @@ ALIBI_HD float negligible_weight(int len_k) {
 
 // Into how many parts a decoding kernel should split the keys. `slots` blocks run at a time: the
 // fewest parts that keep them nearly as busy as any other number would, none below two steps of a
-// block.
+// block. 1 where there is nothing to do, or no GPU.
 inline int choose_decode_splits(int64_t blocks, int steps, int slots) {
+  if (blocks <= 0 || slots <= 0) return 1;
   const int limit = most(1, least(steps / 2, 128));
   const auto busy = [&](int splits) {
     const int64_t all = blocks * splits, rounds = (all + slots - 1) / slots;
     return static_cast<float>(all) / static_cast<float>(rounds * slots);
   };
-  if (blocks <= 0) return 1;
   float best = 0.0f;
   for (int splits = 1; splits <= limit; ++splits) best = fmaxf(best, busy(splits));
   int splits = 1;

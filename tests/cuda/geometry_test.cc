@@ -190,7 +190,7 @@ void check_splits() {
   expect(choose_decode_splits(128, 128, 264) == 2 && choose_decode_splits(1024, 32, 264) == 1 &&
              wide * 16 <= 264 && wide * 16 > 200 && choose_decode_splits(1, 3, 264) == 1 &&
              choose_decode_splits(1, 20, 264) == 9 && choose_decode_splits(0, 3, 264) == 1 &&
-             choose_decode_splits(265, 128, 264) > 1,
+             choose_decode_splits(8, 64, 0) == 1 && choose_decode_splits(265, 128, 264) > 1,
          "choose_decode_splits");
   expect(pruning_reach(1.0f, NAN, 0.5f, 0) == kMaxLength &&
              pruning_reach(INFINITY, INFINITY, 0.5f, 0) == kMaxLength,

@@ -226,7 +226,7 @@ SLOPES = (
 
 FINISH = (
     _ends("dq of rows that nobody worked on", "if (!params.reaches[index].empty())", "if (true)"),
-    _ends("dq without the scale", "four.at[i] * problem.scale", "four.at[i]"),
+    _ends("dq without the scale", "(four.word[i]) * problem.scale", "(four.word[i])"),
     _ends("dq: rows 8 apart exchanged", "x[i / 2][2 * lane", "x[1 - i / 2][2 * lane"),
     _ends("dq: rows past the end are stored", "if (row >= problem.len_q) continue;"),
     _ends("dq: columns of the first piece", "group % kColumnPieces * 64 +", "0 +"),
