@@ -47,6 +47,8 @@ TILES = (
     Case("steep-D64", 1, 4, 4, 300, 900, 64, slopes="steep"),
     Case("far-keys-win-D64", 1, 2, 1, 64, 700, 64, slopes="learned", magnitude=8.0),
     Case("no-slope-D128", 1, 2, 2, 129, 257, 128, slopes="zero"),
+    Case("negative-D64", 1, 2, 1, 130, 400, 64, slopes="negative"),
+    Case("negative-full-D128", 1, 2, 1, 70, 400, 128, causal=False, slopes="negative"),
 )
 # Few rows against many keys: the library may split the keys over several blocks.
 DECODE = (

@@ -327,7 +327,7 @@ def main() -> int:
     if not options.rehearse and options.library is None:
         build(run)
     elif not library.exists():
-        raise SystemExit(f"{library} was not built; `make build` builds it")
+        raise SystemExit(f"there is no library {library}; `make build` builds that of a rehearsal")
     whole = run.left
     for repeat in (False, True):
         for step, share in STEPS:

@@ -91,6 +91,12 @@ def test_without_a_gpu_the_script_says_what_can_be_done(tmp_path: Path) -> None:
     assert not (tmp_path / "evidence").exists()
 
 
+def test_a_library_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = run_script(str(tmp_path / "evidence"), "--rehearse", "--library", "no/such.so")
+    assert done.returncode == 1
+    assert "there is no library no/such.so; `make build` builds" in done.stderr
+
+
 # ---- steps that fail
 
 

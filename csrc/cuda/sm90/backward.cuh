@@ -289,7 +289,7 @@ template <class T, int D>
 struct KeyConsumer {
   static constexpr BackwardTile kTile = kHopperBackwardTile<D>;
   static constexpr int kRows = kTile.rows(), kColumns = kTile.columns, kParts = kColumns / 64;
-  // Whether registers have room for K and V: it saves the tensor cores half of what they read.
+  // Whether registers have room for K and V: scores then read one operand from shared memory, not two.
   static constexpr bool kHeld = D == 64;
 
   const BackwardParams& params;
