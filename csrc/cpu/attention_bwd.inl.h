@@ -185,7 +185,9 @@ class FarEnd {
     fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(scale2_), w_.ramp);
     RowFetch none;
     weigh_tile<V, N>(w_.q_t, keys, tile.count, dim_, scale2_, w_.ramp, off, weight, w_.p_t, none);
-    if (!rows_negligible<N>(weight, factor) || !columns_negligible<N>(tile.count, column_ / most)) {
+    for (int v = 0; v < N; ++v) weight[v] = V::mul(weight[v], V::set1(1.0f / kWeightUnit<V>));
+    if (!rows_negligible<N>(weight, factor) ||
+        !columns_negligible<N>(tile.count, kWeightUnit<V> * column_ / most)) {
       return false;
     }
     for (int v = 0; v < N; ++v) {

@@ -9,12 +9,13 @@
 // apply the factor to the sums instead: operands.inl.h). For each tile of keys:
 //
 //   S^T = ramp + K Q^T       the accumulators start from the bias of the keys: it costs nothing
-//   P^T = 2^(S^T + off)      off_i = bias(i, anchor) - m_i; exp2 and the row sums run while the
-//                            scores are in registers (geometry.h explains ramp and anchor)
+//   P^T = 2^(S^T + off)      off_i = bias(i, anchor) - m_i; 2^x and the row sums run while the
+//                            scores are in registers (geometry.h explains ramp and anchor), in
+//                            units of exp.inl.h, which cancel
 //   O^T += V P^T             accumulators stay in registers for the whole tile
 //
 // The maximum is lazy. m_i is the true row maximum of the first tile visited, after which it is
-// only a reference: weights and sums may grow to 2^24 above it without losing anything in float32.
+// only a reference: sums may grow to 2^24 units above it without losing anything in float32.
 // One comparison per tile finds the rows that outgrow it; then, and only then, the tile's true
 // maximum is taken, what has been summed is rescaled, and the tile is computed again. With ordinary
 // inputs and positive slopes the diagonal is near the maximum and nothing is ever computed twice.
@@ -291,7 +292,7 @@ class FwdItem {
       w.row_max[i] = -FLT_MAX;
       w.row_sum[i] = w.dropped[i] = 0.0f;
     }
-    t.prune = PruneTest<V>(p_, norms_, slope_, t.rows, w.q_t, w.q_norm);
+    t.prune = PruneTest<V>(p_, norms_, slope_, t.rows, w.q_t, w.q_norm, kWeightUnit<V>);
     t.visited = 0;
   }
 
@@ -420,7 +421,7 @@ class FwdItem {
       bool outgrown = false;
       for (int v = 0; v < N; ++v) {
         l[v] = V::add(V::load(w.row_sum + v * V::kWidth), l[v]);
-        outgrown |= V::any(V::lt(V::set1(kLazyLimit), l[v]));
+        outgrown |= V::any(V::lt(V::set1(kLazyLimit * kWeightUnit<V>), l[v]));
       }
       if (!outgrown || raised) {
         for (int v = 0; v < N; ++v) V::store(w.row_sum + v * V::kWidth, l[v]);
@@ -481,7 +482,8 @@ class FwdItem {
     double moved[kRows<V>];
     for (int i = 0; i < rows.rows; i += Doubles<V>::kWidth) {
       const auto sum = Doubles<V>::load(w.row_sum + i) + Doubles<V>::load(w.dropped + i);
-      const auto x = (Doubles<V>::load(w.row_max + i) + Doubles<V>::log2(sum)) * kLn2;
+      const auto units = sum * (1.0 / static_cast<double>(kWeightUnit<V>));
+      const auto x = (Doubles<V>::load(w.row_max + i) + Doubles<V>::log2(units)) * kLn2;
       memcpy(moved + i, &x, sizeof(x));
     }
     for (int i = 0; i < rows.rows; ++i) {

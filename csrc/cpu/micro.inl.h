@@ -65,6 +65,40 @@ ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* _
   }
 }
 
+// The same for K keys, in kPieces pieces, behind each of which beside(piece) is called: what it does
+// has nothing to do with these products, so that a CPU that looks ahead executes both at once.
+template <class V, int kPieces, int K, int N, class F>
+ALIBI_INLINE void dot_keys_beside(const Lane<V>* __restrict rows_t,
+                                  const Element<V>* __restrict keys, int64_t stride, int dim,
+                                  typename V::Reg (&acc)[K][N], F&& beside) {
+  using O = Operands<V>;
+  const int steps = lanes_of<V>(dim);
+  int d = 0;
+#pragma GCC unroll 16
+  for (int piece = 0; piece < kPieces; ++piece) {
+#pragma GCC unroll 8
+    for (int k = K * piece / kPieces; k < K * (piece + 1) / kPieces; ++k) {
+      for (int lane = 0; lane < steps; lane += kLineLanes) {
+        __builtin_prefetch(keys + (k + V::kKeys) * stride + lane * kTerms<V>);
+      }
+    }
+    const int end = steps * (piece + 1) / kPieces;
+#pragma GCC unroll 1
+    for (; d < end; ++d) {
+      typename V::Reg row[N];
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) row[v] = O::load(rows_t + d * kRows<V> + v * V::kWidth);
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        const typename V::Reg key = O::broadcast(keys + k * stride + d * kTerms<V>);
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) acc[k][v] = O::mac(key, row[v], acc[k][v]);
+      }
+    }
+    beside(piece);
+  }
+}
+
 // out_t[d][rows] += sum_{j < n} values[j * stride + d] * p_t[j][rows] for n lanes of keys and d <
 // dim rounded up to kKeys: `values` has to be readable up to there. The sum over the tile is formed
 // by itself and then added: a long sum made of short ones keeps its digits.

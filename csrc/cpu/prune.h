@@ -214,13 +214,14 @@ class PruneTest {
  public:
   PruneTest() = default;  // prunes nothing
   // q_t is the tile's Q^T as load_transposed leaves it: in log2 units (multiplied by scale *
-  // log2(e)) unless Operands<V> say otherwise. q_norm has room for kRows<V> floats.
+  // log2(e)) unless Operands<V> say otherwise. q_norm has room for kRows<V> floats. unit: of the sums
+  // that the tests will be given.
   PruneTest(const AlibiProblem& p, const KeyNorms& norms, float slope, const RowTile& rows,
-            const Lane<V>* q_t, float* q_norm)
+            const Lane<V>* q_t, float* q_norm, float unit = 1.0f)
       : norms_(norms), rows_(&rows), q_norm_(q_norm) {
     enabled_ = norms.prefix != nullptr && slope > 0;
     if (!enabled_) return;
-    constant_ = prune_constant(p, slope);
+    constant_ = prune_constant(p, slope) + static_cast<float>(::log2(static_cast<double>(unit)));
     const int lanes = lanes_of<V>(static_cast<int>(p.head_dim));
     const float factor = kNormFactor * Operands<V>::norm_factor(p.scale * kLog2E);
     for (int v = 0; v < rows.vecs * V::kWidth; v += V::kWidth) {

@@ -36,44 +36,114 @@ ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0
   dot_keys<V, N, ahead>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
 }
 
-// P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums; rows of `fetch` come meanwhile.
+// P^T = 2^(S^T + off) for a tile off the diagonal, and its row sums, in units of kWeightUnit.
+//
+// Scores become weights while they are in registers. Where there are enough of those, a group of keys
+// is two parts: beside the products of one, the scores of the one before become weights, a register
+// of lanes at a time.
+template <class V, int N>
+class TileWeights {
+  using Reg = typename V::Reg;
+  static constexpr int kPart = V::kKeys / V::kParts;
+  static constexpr int kBatch = V::kParts > 1 ? 1 : N;  // row vectors of a piece
+  static constexpr int kPieces = kPart / kTerms<V> * (N / kBatch);
+  using Scores = Reg[kPart][N];
+
+ public:
+  // scale2 and off: operands of Operands<V>::score.
+  TileWeights(const Lane<V>* q_t, const KeyRows<V>& keys, int dim, float scale2, const float* ramp,
+              const Reg (&off)[N], Lane<V>* p_t)
+      : q_t_(q_t), keys_(keys), dim_(dim), scale2_(V::set1(scale2)), ramp_(ramp), off_(off), p_t_(p_t) {
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) sum_[v] = V::zero();
+  }
+
+  ALIBI_INLINE void run(int count, RowFetch& fetch) {
+    Scores x, y;
+    fetch.step();
+    score(0, x, [](int) {});
+    for (int k0 = 0;; k0 += V::kKeys) {
+      if constexpr (V::kParts > 1) {
+        score(k0 + kPart, y, [&](int piece) { weigh(k0, piece, x); });
+      } else {
+        weigh_all(k0, x);
+      }
+      const bool last = k0 + V::kKeys >= count;
+      if (last) {
+        if constexpr (V::kParts > 1) weigh_all(k0 + kPart, y);
+        return;
+      }
+      fetch.step();
+      score(k0 + V::kKeys, x, [&](int piece) {
+        if constexpr (V::kParts > 1) weigh(k0 + kPart, piece, y);
+      });
+    }
+  }
+
+  Reg sum(int v) const { return sum_[v]; }
+
+ private:
+  template <class F>
+  ALIBI_INLINE void score(int k0, Scores& acc, F&& beside) const {
+#pragma GCC unroll 8
+    for (int k = 0; k < kPart; ++k) {
+      const Reg start = V::set1(ramp_[k0 + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) acc[k][v] = start;
+    }
+    const Element<V>* rows = keys_.data + k0 * keys_.stride;
+    if constexpr (V::kParts > 1) {
+      dot_keys_beside<V, kPieces>(q_t_, rows, keys_.stride, dim_, acc, beside);
+    } else {
+      dot_keys<V, N, kFetchAhead>(q_t_, rows, keys_.stride, dim_, acc);
+    }
+  }
+
+  ALIBI_INLINE void weigh(int k0, int piece, const Scores& acc) {
+    const int k = piece / (N / kBatch) * kTerms<V>, first = piece % (N / kBatch) * kBatch;
+    Reg p[kTerms<V>][kBatch];
+#pragma GCC unroll 2
+    for (int t = 0; t < kTerms<V>; ++t) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kBatch; ++v) {
+        p[t][v] = Operands<V>::score(acc[k + t][first + v], scale2_, off_[first + v]);
+      }
+      weigh_each<V>(p[t]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kBatch; ++v) sum_[first + v] = V::add(sum_[first + v], p[t][v]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kBatch; ++v) {
+      Reg terms[kTerms<V>];
+#pragma GCC unroll 2
+      for (int t = 0; t < kTerms<V>; ++t) terms[t] = p[t][v];
+      Operands<V>::store(p_t_ + (k0 + k) / kTerms<V> * kRows<V> + (first + v) * V::kWidth, terms);
+    }
+  }
+  ALIBI_INLINE void weigh_all(int k0, const Scores& acc) {
+#pragma GCC unroll 16
+    for (int piece = 0; piece < kPieces; ++piece) weigh(k0, piece, acc);
+  }
+
+  const Lane<V>* q_t_;
+  const KeyRows<V>& keys_;
+  const int dim_;
+  const Reg scale2_;
+  const float* ramp_;
+  const Reg (&off_)[N];
+  Lane<V>* p_t_;
+  Reg sum_[N];
+};
+
+// l: the row sums; rows of `fetch` come meanwhile.
 template <class V, int N>
 void weigh_tile(const Lane<V>* q_t, const KeyRows<V>& keys, int count, int dim, float scale2,
                 const float* ramp, const typename V::Reg (&off)[N], typename V::Reg (&l)[N],
                 Lane<V>* p_t, RowFetch& fetch) {
-  const typename V::Reg factor = V::set1(scale2);
-  for (int v = 0; v < N; ++v) l[v] = V::zero();
-  for (int k0 = 0; k0 < count; k0 += V::kKeys) {
-    fetch.step();
-    Acc<V, N> acc;
-    score_group<V, N, kFetchAhead>(q_t, keys, k0, dim, ramp, acc);
-    typename V::Reg sum[N];  // not l itself, which may lie in memory that p_t could overlap
+  TileWeights<V, N> weights(q_t, keys, dim, scale2, ramp, off, p_t);
+  weights.run(count, fetch);
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) sum[v] = l[v];
-#pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; k += kTerms<V>) {
-      typename V::Reg p[kTerms<V>][N];
-#pragma GCC unroll 2
-      for (int t = 0; t < kTerms<V>; ++t) {
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) {
-          p[t][v] = Operands<V>::score(acc[k + t][v], factor, off[v]);
-        }
-        exp2_each<V>(p[t]);
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) sum[v] = V::add(sum[v], p[t][v]);
-      }
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        typename V::Reg terms[kTerms<V>];
-#pragma GCC unroll 2
-        for (int t = 0; t < kTerms<V>; ++t) terms[t] = p[t][v];
-        Operands<V>::store(p_t + (k0 + k) / kTerms<V> * kRows<V> + v * V::kWidth, terms);
-      }
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) l[v] = sum[v];
-  }
+  for (int v = 0; v < N; ++v) l[v] = weights.sum(v);
 }
 
 // largest[v] = max over the keys of the tile of ramp + K Q^T as a score; NaN is passed over.
@@ -218,7 +288,9 @@ void exponentiate(const float* s_t, int n, const float* row_max, float* row_sum,
       for (int t = 0; t < kTerms<V>; ++t) {
         p[t] = V::zero();
         if (k + t >= n) continue;
-        p[t] = exp2<V>(V::sub(V::load(s_t + t * kRows<V> + v * V::kWidth), m[v]));
+        typename V::Reg one[1] = {V::sub(V::load(s_t + t * kRows<V> + v * V::kWidth), m[v])};
+        weigh_each<V>(one);
+        p[t] = one[0];
         l[v] = V::add(l[v], p[t]);
       }
       Operands<V>::store(p_t + v * V::kWidth, p);

@@ -17,6 +17,8 @@ struct VecAvx2 {
   static constexpr int kWidth = 8;
   static constexpr int kKeys = 4;     // 4 keys x 3 row vectors = 12 accumulators,
   static constexpr int kRowVecs = 3;  // + 3 row vectors + 1 broadcast = all 16 registers
+  static constexpr int kParts = 1;
+  static constexpr bool kFreeAdditions = false;
 
   static ALIBI_INLINE Reg set1(float x) { return _mm256_set1_ps(x); }
   static ALIBI_INLINE Reg zero() { return _mm256_setzero_ps(); }

@@ -23,6 +23,8 @@ struct VecAvx512 {
   static constexpr int kWidth = 16;
   static constexpr int kKeys = 8;     // 8 keys x 3 row vectors = 24 accumulators,
   static constexpr int kRowVecs = 3;  // + 3 row vectors + 1 broadcast = 28 of 32 registers
+  static constexpr int kParts = 2;    // the scores of 4 keys and the 2^x of 4 others, side by side
+  static constexpr bool kFreeAdditions = true;
 
   static ALIBI_INLINE Reg set1(float x) { return _mm512_set1_ps(x); }
   static ALIBI_INLINE Reg zero() { return _mm512_setzero_ps(); }

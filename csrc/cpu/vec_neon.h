@@ -17,6 +17,8 @@ struct VecNeon {
   static constexpr int kWidth = 4;
   static constexpr int kKeys = 4;     // 4 keys x 6 row vectors = 24 accumulators,
   static constexpr int kRowVecs = 6;  // + 6 row vectors + 1 broadcast = 31 of 32 registers
+  static constexpr int kParts = 1;
+  static constexpr bool kFreeAdditions = false;
 
   static ALIBI_INLINE Reg set1(float x) { return vdupq_n_f32(x); }
   static ALIBI_INLINE Reg zero() { return vdupq_n_f32(0.0f); }

@@ -22,6 +22,8 @@ struct VecScalar {
   static constexpr int kWidth = 4;
   static constexpr int kKeys = 4;
   static constexpr int kRowVecs = 3;
+  static constexpr int kParts = 1;
+  static constexpr bool kFreeAdditions = false;
 
   static ALIBI_INLINE Reg set1(float x) { return Reg{x, x, x, x}; }
   static ALIBI_INLINE Reg zero() { return Reg{}; }
