@@ -334,6 +334,8 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   using Base::args_, Base::b_, Base::call_, Base::dim_, Base::padded_, Base::problem_, Base::w_;
 
  public:
+  static constexpr float kUnit = kWeightUnit<V>;  // of P and dS
+
   AttentionChunk(const ChunkCall<AlibiAttentionBwdArgs>& call, int64_t unit, float* scratch)
       : Base(call, unit) {
     Carver carver{scratch, 0};
@@ -346,7 +348,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     this->clear_keys(own_.dvalues);
   }
 
-  void store_keys() { this->store_head_keys(own_.dvalues, 1.0f, args_.dv); }
+  void store_keys() { this->store_head_keys(own_.dvalues, 1.0f / kUnit, args_.dv); }
 
   void load_rows(const RowTile& rows, int64_t head, int64_t h) {
     const int64_t first = head * problem_.len_q + rows.row0;
@@ -377,6 +379,12 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     if (!tile.diagonal) fill_ramp<V>(bias, tile.count, factor, own_.ramp);
     const int64_t ahead = rows.pos0 - tile.begin;
     slope_sum_ = V::zero();
+    if constexpr (V::kParts > 1) {
+      if (!tile.diagonal) {
+        return with_count<V::kRowVecs>(rows.vecs,
+                                       [&](auto n) { linear_tile<decltype(n)::value>(tile, bias); });
+      }
+    }
     for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
       fetch_.step();
       const int first = masked ? (k0 - static_cast<int>(ahead)) / V::kWidth : 0;
@@ -447,8 +455,87 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     }
     finish_group<N>(g, acc, off, [](int, int, Reg x) { return x; });
     if (args_.dslopes == nullptr) return;
-    clear_padding<V, N>(g.keys, acc);
-    slope_sum_ = add_distances<V, N>(acc, g.ahead, slope_sum_);
+    clear_padding<V>(g.keys, acc);
+    slope_sum_ = add_distances<V>(acc, g.ahead, slope_sum_);
+  }
+
+  // A tile off the diagonal, where registers hold the accumulators of two parts of a group: beside
+  // the second product of a part its scores become weights, and beside the first of the next one dP
+  // becomes dS.
+  template <int N>
+  void linear_tile(const KeyTile& tile, const TileBias& bias) {
+    constexpr int kPart = V::kKeys / V::kParts, kPieces = kPart / kTerms<V> * N;
+    Reg off[N], s[kPart][N], d[kPart][N];
+    for (int v = 0; v < N; ++v) {
+      const int lane = v * V::kWidth;
+      off[v] = V::add(anchor_bias<V>(bias, lane), V::load(own_.minus_lse2 + lane));
+    }
+    const float ahead = static_cast<float>(-bias.row_offset + bias.anchor);
+    const int end = round_up(tile.count, V::kKeys);
+    for (int k0 = 0; k0 < end; k0 += kPart) {
+      if (k0 % V::kKeys == 0) fetch_.step();
+      const int64_t key = this->key_offset(tile.begin + k0);
+#pragma GCC unroll 8
+      for (int k = 0; k < kPart; ++k) {
+        const Reg start = V::set1(own_.ramp[k0 + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) s[k][v] = start;
+      }
+      dot_keys_beside<V, kPieces, kAsIs>(own_.q_t, w_.keys + key, padded_, dim_, s, [&](int piece) {
+        if (k0 > 0) finish_piece<N>(k0 - kPart, piece, d);
+      });
+      if (k0 > 0) sum_slope<N>(tile, k0 - kPart, ahead, d);
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        const Reg start = V::load(own_.minus_delta + v * V::kWidth);
+#pragma GCC unroll 8
+        for (int k = 0; k < kPart; ++k) d[k][v] = start;
+      }
+      dot_keys_beside<V, kPieces, kAsIs>(own_.dout_t, own_.values + key, padded_, dim_, d,
+                                         [&](int piece) { weigh_piece<N>(k0, piece, off, s); });
+    }
+#pragma GCC unroll 16
+    for (int piece = 0; piece < kPieces; ++piece) finish_piece<N>(end - kPart, piece, d);
+    sum_slope<N>(tile, end - kPart, ahead, d);
+  }
+
+  template <int N, int K>
+  ALIBI_INLINE void weigh_piece(int k0, int piece, const Reg (&off)[N], const Reg (&s)[K][N]) {
+    const int k = piece / N * kTerms<V>, v = piece % N;
+    Element<V>* p_t = own_.p_t + (k0 + k) * kRows<V> + v * V::kWidth;
+    float* exact = p_exact(p_t, 0);
+    if constexpr (kTerms<V> > 1) exact += (k0 + k) % V::kKeys * kRows<V> + v * V::kWidth;
+    Reg p[kTerms<V>];
+#pragma GCC unroll 2
+    for (int t = 0; t < kTerms<V>; ++t) {
+      p[t] = Operands<V>::score(s[k + t][v], V::set1(scale2()), off[v]);
+    }
+    weigh_each<V>(p);
+#pragma GCC unroll 2
+    for (int t = 0; t < kTerms<V>; ++t) {
+      V::store(exact + t * kRows<V>, p[t]);
+      if constexpr (kTerms<V> > 1) Operands<V>::store(p_t + t * kRows<V>, p[t]);
+    }
+  }
+
+  template <int N, int K>
+  ALIBI_INLINE void finish_piece(int k0, int piece, Reg (&d)[K][N]) {
+    const int k = piece / N * kTerms<V>, v = piece % N, lane = v * V::kWidth;
+    const float* exact = p_exact(own_.p_t + (k0 + k) * kRows<V> + lane, 0);
+    if constexpr (kTerms<V> > 1) exact += (k0 + k) % V::kKeys * kRows<V> + lane;
+    Reg ds[kTerms<V>];
+#pragma GCC unroll 2
+    for (int t = 0; t < kTerms<V>; ++t) {
+      ds[t] = d[k + t][v] = V::mul(d[k + t][v], V::load(exact + t * kRows<V>));
+    }
+    store_ds(k0 + k, lane, ds);
+  }
+
+  template <int N, int K>
+  ALIBI_INLINE void sum_slope(const KeyTile& tile, int k0, float ahead, Reg (&d)[K][N]) {
+    if (args_.dslopes == nullptr) return;
+    clear_padding<V>(tile.count - k0, d);
+    slope_sum_ = add_distances<V>(d, ahead - static_cast<float>(k0), slope_sum_);
   }
 
   // A group on the diagonal: bias and mask pair by pair. `slope` is in the units of the accumulators.
@@ -470,7 +557,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
       return masked ? seen : x;
     });
     if (args_.dslopes == nullptr) return;
-    clear_padding<V, N>(g.keys, acc);
+    clear_padding<V>(g.keys, acc);
     slope_sum_ = add_absolute_distances<V, N>(acc, g.ahead, slope_sum_);
   }
 
@@ -486,7 +573,9 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     for (int k = 0; k < V::kKeys; ++k) {
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
-        const Reg p = mask(k, v, exp2<V>(Operands<V>::score(acc[k][v], factor, off[v])));
+        Reg one[1] = {Operands<V>::score(acc[k][v], factor, off[v])};
+        weigh_each<V>(one);
+        const Reg p = mask(k, v, one[0]);
         V::store(exact + k * kRows<V> + v * V::kWidth, p);
         if constexpr (kTerms<V> > 1) Operands<V>::store(p_t + k * kRows<V> + v * V::kWidth, p);
       }

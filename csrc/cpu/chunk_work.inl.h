@@ -10,7 +10,7 @@
 //   load_keys(), store_keys()       its own tensors of the chunk, if any
 //   load_rows(rows, head, h)        q, and whatever dS needs of a tile of rows
 //   fetch_rows(h, sum, begin, end, groups)   may have rows that come next fetched; dq's go to `sum`
-//   compute_tile(rows, tile)        dS^T of one tile
+//   compute_tile(rows, tile)        dS^T of one tile, in units of kUnit
 //   slope_sum(rows, tile)           of that tile: sum dS_ij (j - p_i), on the diagonal |p_i - j|
 //   add_strip(...)                  its own gradients, for keys that the same row vectors see
 #ifndef ALIBI_CPU_CHUNK_WORK_INL_H_
@@ -171,9 +171,9 @@ class ChunkWork {
         visit_rows(kv_head_ * call_.group() + i, call_.row_tiles - 1 - item,
                    i * call_.row_tiles + item);
       }
-      call_.dslope_parts[unit_ * call_.group() + i] = dslope_;
+      call_.dslope_parts[unit_ * call_.group() + i] = dslope_ / Operation::kUnit;
     }
-    store_head_keys(w_.dkeys, problem_.scale, args_.dk);
+    store_head_keys(w_.dkeys, problem_.scale / Operation::kUnit, args_.dk);
     self().store_keys();
   }
 
@@ -268,7 +268,8 @@ class ChunkWork {
 
     const bool first = visited.begin >= chunk_.begin, last = visited.end <= chunk_.end;
     if (!first) call_.turns.wait(unit_, item);
-    add_share<V>(w_.dq_t, problem_.scale, rows.rows, dim_, {sum, dq, first, last}, rows.row0);
+    add_share<V>(w_.dq_t, problem_.scale / Operation::kUnit, rows.rows, dim_,
+                 {sum, dq, first, last}, rows.row0);
     call_.turns.finish(unit_, item);
   }
 

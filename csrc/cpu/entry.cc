@@ -171,6 +171,13 @@ int32_t alibi_cpu_exp2(const float* x, float* y, int64_t n, const char* isa) {
   return ALIBI_OK;
 }
 
+int32_t alibi_cpu_weight(const float* x, float* y, int64_t n, const char* isa) {
+  const alibi::cpu::Isa* row = alibi::cpu::select_isa(isa);
+  if (row == nullptr) return ALIBI_ISA;
+  row->kernels->weight(x, y, n);
+  return ALIBI_OK;
+}
+
 int32_t alibi_cpu_log2(const double* x, double* y, int64_t n, const char* isa) {
   const alibi::cpu::Isa* row = alibi::cpu::select_isa(isa);
   if (row == nullptr) return ALIBI_ISA;

@@ -47,6 +47,7 @@ int32_t gelu_backward(const AlibiBiasGeluBwdArgs& a, int threads) {
   return kAvx512Kernels.bias_gelu_bwd(a, threads);
 }
 void exp2_array(const float* x, float* y, int64_t n) { kAvx512Kernels.exp2(x, y, n); }
+void weight_array(const float* x, float* y, int64_t n) { kAvx512Kernels.weight(x, y, n); }
 void log2_array(const double* x, double* y, int64_t n) { kAvx512Kernels.log2(x, y, n); }
 
 }  // namespace
@@ -55,6 +56,6 @@ extern const IsaKernels kAvx512Bf16Kernels;
 constexpr IsaKernels kAvx512Bf16Kernels = {&forward,          &backward,      &weights_forward,
                                            &weights_backward, &norms_of_keys, &norm_forward,
                                            &norm_backward,    &gelu_forward,  &gelu_backward,
-                                           &exp2_array,       &log2_array};
+                                           &exp2_array,       &weight_array,  &log2_array};
 
 }  // namespace alibi::cpu

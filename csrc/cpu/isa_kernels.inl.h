@@ -27,6 +27,16 @@ void exp2_array(const float* x, float* y, int64_t n) {
 }
 
 template <class V>
+void weight_array(const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += V::kWidth) {
+    const int count = min_int(V::kWidth, n - i);
+    typename V::Reg one[1] = {V::load_first(x + i, count)};
+    weigh_each<V>(one);
+    V::store_first(y + i, one[0], count);
+  }
+}
+
+template <class V>
 void log2_array(const double* x, double* y, int64_t n) {
   using D = Doubles<V>;
   for (int64_t i = 0; i < n; i += D::kWidth) {
@@ -42,7 +52,7 @@ template <class V>
 constexpr IsaKernels make_kernels() {
   return {&attention_fwd<V>, &attention_bwd<V>,  &weights_fwd<V>,    &weights_bwd<V>,
           &key_norms<V>,     &layer_norm_fwd<V>, &layer_norm_bwd<V>, &bias_gelu_fwd<V>,
-          &bias_gelu_bwd<V>, &exp2_array<V>,     &log2_array<V>};
+          &bias_gelu_bwd<V>, &exp2_array<V>,     &weight_array<V>,   &log2_array<V>};
 }
 
 }  // namespace

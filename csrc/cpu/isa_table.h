@@ -23,6 +23,7 @@ struct IsaKernels {
   int32_t (*bias_gelu_bwd)(const AlibiBiasGeluBwdArgs&, int threads);
   // For tests: testing.h.
   void (*exp2)(const float* x, float* y, int64_t n);
+  void (*weight)(const float* x, float* y, int64_t n);
   void (*log2)(const double* x, double* y, int64_t n);
 };
 

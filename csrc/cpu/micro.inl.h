@@ -67,7 +67,7 @@ ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* _
 
 // The same for K keys, in kPieces pieces, behind each of which beside(piece) is called: what it does
 // has nothing to do with these products, so that a CPU that looks ahead executes both at once.
-template <class V, int kPieces, int K, int N, class F>
+template <class V, int kPieces, Ahead ahead, int K, int N, class F>
 ALIBI_INLINE void dot_keys_beside(const Lane<V>* __restrict rows_t,
                                   const Element<V>* __restrict keys, int64_t stride, int dim,
                                   typename V::Reg (&acc)[K][N], F&& beside) {
@@ -77,7 +77,7 @@ ALIBI_INLINE void dot_keys_beside(const Lane<V>* __restrict rows_t,
 #pragma GCC unroll 16
   for (int piece = 0; piece < kPieces; ++piece) {
 #pragma GCC unroll 8
-    for (int k = K * piece / kPieces; k < K * (piece + 1) / kPieces; ++k) {
+    for (int k = K * piece / kPieces; ahead == kFetchAhead && k < K * (piece + 1) / kPieces; ++k) {
       for (int lane = 0; lane < steps; lane += kLineLanes) {
         __builtin_prefetch(keys + (k + V::kKeys) * stride + lane * kTerms<V>);
       }

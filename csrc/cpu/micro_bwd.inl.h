@@ -80,11 +80,11 @@ void add_outer(const Element<V>* a_t, const Lane<V>* x, int64_t x_stride, int ro
 
 // dS^T of the keys from number `keys` of a group on becomes 0: what pads the last group of a tile may
 // be keys that no row of it may see.
-template <class V, int N>
-ALIBI_INLINE void clear_padding(int keys, Acc<V, N>& ds) {
-  if (keys >= V::kKeys) return;
+template <class V, int K, int N>
+ALIBI_INLINE void clear_padding(int keys, typename V::Reg (&ds)[K][N]) {
+  if (keys >= K) return;
 #pragma GCC unroll 8
-  for (int k = 0; k < V::kKeys; ++k) {
+  for (int k = 0; k < K; ++k) {
     if (k < keys) continue;
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) ds[k][v] = V::zero();
@@ -94,16 +94,16 @@ ALIBI_INLINE void clear_padding(int keys, Acc<V, N>& ds) {
 // total + sum dS_ij (j - p_i) of a group whose first key lies `ahead` positions before the first row.
 // A sum of k dS_k is a sum of the sums of dS from key 1 on, from key 2 on, ...: additions alone, and
 // those run beside the products.
-template <class V, int N>
-ALIBI_INLINE typename V::Reg add_distances(const Acc<V, N>& ds, float ahead,
+template <class V, int K, int N>
+ALIBI_INLINE typename V::Reg add_distances(const typename V::Reg (&ds)[K][N], float ahead,
                                            typename V::Reg total) {
 #pragma GCC unroll 8
   for (int v = 0; v < N; ++v) {
     const typename V::Reg row =
         V::add(V::iota(), V::set1(ahead + static_cast<float>(v * V::kWidth)));
-    typename V::Reg sum = ds[V::kKeys - 1][v], weighted = sum;
+    typename V::Reg sum = ds[K - 1][v], weighted = sum;
 #pragma GCC unroll 8
-    for (int k = V::kKeys - 2; k > 0; --k) {
+    for (int k = K - 2; k > 0; --k) {
       sum = V::add(sum, ds[k][v]);
       weighted = V::add(weighted, sum);
     }

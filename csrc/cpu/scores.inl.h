@@ -93,7 +93,7 @@ class TileWeights {
     }
     const Element<V>* rows = keys_.data + k0 * keys_.stride;
     if constexpr (V::kParts > 1) {
-      dot_keys_beside<V, kPieces>(q_t_, rows, keys_.stride, dim_, acc, beside);
+      dot_keys_beside<V, kPieces, kFetchAhead>(q_t_, rows, keys_.stride, dim_, acc, beside);
     } else {
       dot_keys<V, N, kFetchAhead>(q_t_, rows, keys_.stride, dim_, acc);
     }

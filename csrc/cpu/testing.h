@@ -14,6 +14,9 @@ extern "C" {
 // AlibiStatus.
 ALIBI_EXPORT int32_t alibi_cpu_exp2(const float* x, float* y, int64_t n, const char* isa);
 
+// y[i] = 2^x[i] as the weights of a softmax: in units of y(0).
+ALIBI_EXPORT int32_t alibi_cpu_weight(const float* x, float* y, int64_t n, const char* isa);
+
 // y[i] = log2(x[i]) as the log-sum-exp uses it.
 ALIBI_EXPORT int32_t alibi_cpu_log2(const double* x, double* y, int64_t n, const char* isa);
 

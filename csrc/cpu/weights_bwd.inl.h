@@ -110,6 +110,8 @@ class WeightsChunk : public ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>> {
   using Base::args_, Base::b_, Base::call_, Base::dim_, Base::padded_, Base::problem_, Base::w_;
 
  public:
+  static constexpr float kUnit = 1.0f;
+
   WeightsChunk(const ChunkCall<AlibiWeightsBwdArgs>& call, int64_t unit, float* scratch)
       : Base(call, unit) {
     Carver carver{scratch, 0};
