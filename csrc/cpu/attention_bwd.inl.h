@@ -12,17 +12,13 @@
 //   dV   += P^T dOut,  dK += dS^T Q   sums over rows, head dims in the lanes   add_outer
 //
 // Three phases; the items of the first two are a queue for the threads:
-//   1. prepare_rows     a tile of rows: -lse, -delta, and the keys that it visits (prune.h)
+//   1. prepare_rows     a tile of rows: -lse, -delta, and the keys that it visits
+//                       (prepare_bwd.inl.h)
 //   2. AttentionChunk   a chunk of keys (key_chunks.inl.h, chunk_work.inl.h), copied once to
 //                       scratch, as operands (operands.inl.h), whatever its type and strides; then
 //                       the rows of all query heads that share it pass by
 //   3. sum_dslopes      adds up the tiles, chunks and batch items in double precision
 // A chunk and its gradients stay in the second-level cache, P and dS of a tile in the first.
-//
-// Pruning needs a stricter limit than in the forward: a skipped pair is missing from a column too,
-// and in dslopes it would count |p_i - j| times. Weights times (1 + slope * distance) that sum to
-// 2^-24 at most cover all of it (docs/maths.md, Rule B): half of that by the bound, without a look
-// at the keys, and half by the weights themselves, which cost one product here and spare five.
 //
 // A row that may see nothing (lse = -inf) contributes nothing, whatever its dout. Otherwise
 // non-finite numbers follow IEEE rules.
@@ -39,259 +35,13 @@
 #include "micro.inl.h"
 #include "micro_bwd.inl.h"
 #include "parallel.h"
-#include "prune.h"
+#include "prepare_bwd.inl.h"
 #include "scores.inl.h"
 #include "tile_io.inl.h"
 #include "work.h"
 
 namespace alibi::cpu {
 namespace {
-
-// What is kept about each row: indices into ChunkCall::row_values.
-enum : int {
-  kMinusLse2,  // -lse of the moved row in log2 units; -inf, so weights of 0, if it sees nothing
-  kMinusDelta,
-};
-
-template <class V>
-struct AttentionBwdCall {
-  ChunkCall<AlibiAttentionBwdArgs> chunks;
-  const KeyNormTable<V>& norms;
-};
-
-constexpr int kProbeKeys = 32;  // keys that are visited, or not, together
-
-template <class V>
-struct PrepareScratch {
-  Lane<V>* q_t;                  // [lanes of dim][kRows]
-  float *q_norm, *lse2, *limit;  // [kRows]
-  float* dropped;                // [kRows]: weights, as Rule B counts them
-  Element<V>* keys;              // [kProbeKeys][padded dim]
-  Lane<V>* p_t;                  // [lanes of kProbeKeys][kRows]
-  float* ramp;                   // [kRampFloats]
-  int64_t floats;
-
-  PrepareScratch(float* base, int dim) {
-    Carver carver{base, 0};
-    q_t = carver.take<Lane<V>>(transposed_scratch<V>(lanes_of<V>(dim)));
-    q_norm = carver.take(kRows<V>);
-    lse2 = carver.take(kRows<V>);
-    limit = carver.take(kRows<V>);
-    dropped = carver.take(kRows<V>);
-    keys = carver.take<Element<V>>(row_scratch<V>(kProbeKeys, dim));
-    p_t = carver.take<Lane<V>>(lanes_of<V>(kProbeKeys) * kRows<V>);
-    ramp = carver.take(kRampFloats);
-    floats = carver.used;
-  }
-};
-
-template <class V, class T>
-float dot_rows(const T* a, const T* b, int dim) {
-  constexpr int W = V::kWidth;
-  typename V::Reg sum = V::zero();
-  int d = 0;
-  for (; d + W <= dim; d += W) sum = V::fma(V::load(a + d), V::load(b + d), sum);
-  if (d < dim) {
-    sum = V::fma(V::load_first(a + d, dim - d), V::load_first(b + d, dim - d), sum);
-  }
-  return V::reduce_add(sum);
-}
-
-// Fills the row values of a tile, lse2 for the prune test, and the tile's shift_dslope. Returns
-// whether any row sees a key.
-template <class V>
-bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile& rows, float slope,
-                     int64_t b, int64_t h, const PrepareScratch<V>& w, PreparedTile* tile) {
-  const AlibiAttentionBwdArgs& a = call.args;
-  const AlibiProblem& p = a.problem;
-  const int dim = static_cast<int>(p.head_dim);
-  const HeadView out = from_row(head_view(a.out, p.dtype, b, h), rows.row0);
-  bool any = false;
-  with_row(head_view(a.dout, p.dtype, b, h), rows.row0, [&](const auto* dout_row) {
-    const auto* out_row = static_cast<decltype(dout_row)>(out.data);
-    for (int i = 0; i < kRows<V>; ++i) {
-      w.lse2[i] = __builtin_inff();
-      if (i >= rows.rows) continue;
-      const int64_t row = (b * p.heads_q + h) * p.len_q + rows.row0 + i;
-      float minus_delta = 0.0f;
-      if (a.lse[row] != -__builtin_inff()) {
-        const float dlse = a.dlse == nullptr ? 0.0f : a.dlse[row];
-        w.lse2[i] = static_cast<float>((a.lse[row] - slope * rows.shift) / kLn2);
-        minus_delta = dlse - dot_rows<V>(dout_row, out_row, dim);
-        // dbias/dslope of every pair holds `shift`, and sum_j dS_ij = dlse_i.
-        tile->shift_dslope += rows.shift * dlse;
-        any = true;
-      }
-      call.row_values[kMinusLse2][row] = -w.lse2[i];
-      call.row_values[kMinusDelta][row] = minus_delta;
-      const int64_t dout_stride = a.dout.stride_s, out_stride = a.out.stride_s;
-      if (dout_stride != dim) prefetch_row<0, 3>(dout_row + kRowsAhead * dout_stride, dim);
-      if (out_stride != dim) prefetch_row<0, 3>(out_row + kRowsAhead * out_stride, dim);
-      dout_row += dout_stride, out_row += out_stride;
-    }
-  });
-  return any;
-}
-
-// Tries the far end of a run: leaves out keys whose weights, computed here, are negligible for
-// every row.
-template <class V>
-class FarEnd {
-  using Reg = typename V::Reg;
-
- public:
-  FarEnd(const AlibiProblem& p, const RowTile& rows, float slope, const HeadView& k,
-         const PrepareScratch<V>& w)
-      : rows_(rows), k_(k), w_(w), slope_(slope), dim_(static_cast<int>(p.head_dim)) {
-    const double share = -::expm1(-static_cast<double>(slope)) * (p.causal != 0 ? 2.0 : 1.0);
-    column_ = static_cast<float>(share * rows.rows) * kDropShare;
-    scale2_ = p.scale * kLog2E;
-    for (int i = 0; i < kRows<V>; ++i) w.dropped[i] = 0.0f;
-  }
-
-  // May these keys be left out, given that all beyond them are?
-  bool drop(const KeyRange& keys, bool left) {
-    const float gradient = left ? rows_.slope2 : rows_.right_gradient;
-    const KeyTile tile{keys.begin, static_cast<int>(keys.end - keys.begin), false, gradient};
-    bool dropped = false;
-    with_count<V::kRowVecs>(rows_.vecs, [&](auto n) {
-      dropped = left ? drop_tile<decltype(n)::value>(tile, keys.begin, rows_.rows - 1)
-                     : drop_tile<decltype(n)::value>(tile, keys.end - 1, 0);
-    });
-    return dropped;
-  }
-
- private:
-  // The keys of a tile, of which one is furthest from the rows, and one row from it.
-  template <int N>
-  bool drop_tile(const KeyTile& tile, int64_t farthest_key, int farthest_row) {
-    const TileBias bias = tile_bias(rows_, tile);
-    const float offset = static_cast<float>(farthest_key - rows_.pos0);
-    const float shift = static_cast<float>(__builtin_fabs(rows_.shift));
-    const float most =
-        1.0f + slope_ * (__builtin_fabsf(offset - static_cast<float>(farthest_row)) + shift);
-    Reg off[N], factor[N], weight[N];
-    for (int v = 0; v < N; ++v) {
-      const int lane = v * V::kWidth;
-      const Reg row = row_positions<V>(rows_, lane);
-      const Reg distance = V::add(V::abs(V::sub(V::set1(offset), row)), V::set1(shift));
-      factor[v] = V::fma(V::set1(slope_), distance, V::set1(1.0f));
-      off[v] = V::sub(anchor_bias<V>(bias, row), V::load(w_.lse2 + lane));
-      // Weights of scores of 0, to see whether computing the others is worth it.
-      weight[v] = exp2<V>(off[v]);
-    }
-    if (!rows_negligible<N>(weight, factor)) return false;
-    const KeyRows<V> keys = load_keys<V>(k_, tile.begin, tile.count, dim_, w_.keys);
-    fill_ramp<V>(bias, tile.count, Operands<V>::ramp_factor(scale2_), w_.ramp);
-    RowFetch none;
-    weigh_tile<V, N>(w_.q_t, keys, tile.count, dim_, scale2_, w_.ramp, off, weight, w_.p_t, none);
-    for (int v = 0; v < N; ++v) weight[v] = V::mul(weight[v], V::set1(1.0f / kWeightUnit<V>));
-    if (!rows_negligible<N>(weight, factor) ||
-        !columns_negligible<N>(tile.count, kWeightUnit<V> * column_ / most)) {
-      return false;
-    }
-    for (int v = 0; v < N; ++v) {
-      float* dropped = w_.dropped + v * V::kWidth;
-      V::store(dropped, V::fma(weight[v], factor[v], V::load(dropped)));
-    }
-    return true;
-  }
-
-  // With what has been dropped before.
-  template <int N>
-  bool rows_negligible(const Reg (&weight)[N], const Reg (&factor)[N]) const {
-    for (int v = 0; v < N; ++v) {
-      const Reg sum = V::fma(weight[v], factor[v], V::load(w_.dropped + v * V::kWidth));
-      if (!V::all(V::le(sum, V::set1(kDropShare)))) return false;
-    }
-    return true;
-  }
-
-  // A column adds up over the tiles of rows, which do not know of each other: what a tile may leave
-  // out of it falls with the distance.
-  template <int N>
-  bool columns_negligible(int count, float limit) const {
-    for (int k = 0; k < count; ++k) {
-      Reg sum = V::zero();
-      for (int v = 0; v < N; ++v) {
-        const Lane<V>* p = w_.p_t + k / kTerms<V> * kRows<V> + v * V::kWidth;
-        sum = V::add(sum, Operands<V>::term(Operands<V>::load(p), k % kTerms<V>));
-      }
-      if (!(V::reduce_add(sum) <= limit)) return false;
-    }
-    return true;
-  }
-
-  const RowTile& rows_;
-  const HeadView k_;
-  const PrepareScratch<V>& w_;
-  const float slope_;
-  const int dim_;
-  float column_, scale2_;
-};
-
-// The keys that a tile of rows visits: all that its rows may see, less what is negligible at either
-// end, by the bound or by its weights.
-template <class V>
-KeyRange visited_keys(const RowTile& rows, float slope, const PruneTest<V>& prune,
-                      FarEnd<V>& far_end, const PrepareScratch<V>& w) {
-  auto negligible = [&](float gradient, int64_t next, bool left) {
-    const double ahead = static_cast<double>(next - rows.pos0);
-    for (int i = 0; i < kRows<V>; ++i) {
-      const double distance = __builtin_fabs(ahead - i) + __builtin_fabs(rows.shift);
-      w.limit[i] = static_cast<float>(1.0 / (1.0 + slope * distance));
-    }
-    return prune.negligible(gradient, next, left, w.lse2, w.limit);
-  };
-  KeyRange left{rows.left.end, rows.left.end}, right{rows.right.begin, rows.right.begin};
-  while (left.begin > rows.left.begin && !negligible(rows.slope2, left.begin - 1, true)) {
-    left.begin = max_int64(left.begin - kProbeKeys, rows.left.begin);
-  }
-  while (right.end < rows.right.end && !negligible(rows.right_gradient, right.end, false)) {
-    right.end = min_int64(right.end + kProbeKeys, rows.right.end);
-  }
-  if (prune.enabled()) {
-    for (int64_t end; !left.empty(); left.begin = end) {
-      end = min_int64(left.begin + kProbeKeys, left.end);
-      if (!far_end.drop({left.begin, end}, true)) break;
-    }
-    for (int64_t begin; !right.empty(); right.end = begin) {
-      begin = max_int64(right.end - kProbeKeys, right.begin);
-      if (!far_end.drop({begin, right.end}, false)) break;
-    }
-  }
-  return join(join(left, rows.diagonal), right);
-}
-
-template <class V>
-void prepare_rows(const void* context, int64_t index, float* scratch) {
-  const auto& call = *static_cast<const AttentionBwdCall<V>*>(context);
-  const AlibiAttentionBwdArgs& a = call.chunks.args;
-  const AlibiProblem& p = a.problem;
-  const int dim = static_cast<int>(p.head_dim);
-  const int64_t head = index / call.chunks.row_tiles, b = head / p.heads_q, h = head % p.heads_q;
-  const RowTile rows =
-      make_row_tile<V>(p, span_of(p, a.spans, b), a.slopes[h], index % call.chunks.row_tiles);
-  const PrepareScratch<V> w(scratch, dim);
-  PreparedTile& tile = call.chunks.tiles[index];
-  tile = {{0, 0}, 0.0};
-  if (prepare_softmax<V>(call.chunks, rows, a.slopes[h], b, h, w, &tile)) {
-    const KeyNorms norms = call.norms.head(b, h / call.chunks.group());
-    if (norms.prefix != nullptr) {
-      load_transposed<V>(head_view(a.q, p.dtype, b, h), rows.row0, rows.rows, dim, p.scale * kLog2E,
-                         w.q_t);
-    }
-    const PruneTest<V> prune(p, norms, a.slopes[h], rows, w.q_t, w.q_norm);
-    FarEnd<V> far_end(p, rows, a.slopes[h], head_view(a.k, p.dtype, b, h / call.chunks.group()), w);
-    tile.keys = visited_keys<V>(rows, a.slopes[h], prune, far_end, w);
-  }
-  if (tile.keys.empty()) clear_rows<V>(head_view(a.dq, p.dtype, b, h), rows.row0, rows.rows, dim);
-  RowTile visited = rows;
-  visited.left = intersect(rows.left, tile.keys);
-  visited.diagonal = intersect(rows.diagonal, tile.keys);
-  visited.right = intersect(rows.right, tile.keys);
-  count_work(a.options, count_tiles(visited), count_tiles(rows));
-}
 
 template <class V>
 struct AttentionScratch {
@@ -381,8 +131,9 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     slope_sum_ = V::zero();
     if constexpr (V::kParts > 1) {
       if (!tile.diagonal) {
-        return with_count<V::kRowVecs>(rows.vecs,
-                                       [&](auto n) { linear_tile<decltype(n)::value>(tile, bias); });
+        return with_count<V::kRowVecs>(rows.vecs, [&](auto n) {
+          linear_tile<decltype(n)::value>(tile, bias, static_cast<float>(ahead));
+        });
       }
     }
     for (int k0 = 0; k0 < tile.count; k0 += V::kKeys) {
@@ -395,7 +146,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
         constexpr int N = decltype(n)::value;
         if (tile.diagonal) {
           diagonal_group<N>(group, rows.slope2 * factor, masked);
-        } else {
+        } else if constexpr (V::kParts == 1) {
           linear_group<N>(group, bias);
         }
       });
@@ -410,6 +161,11 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   }
 
  private:
+  struct NoMask {
+    ALIBI_INLINE Reg operator()(int, int, Reg x) const { return x; }
+  };
+  static constexpr NoMask kNoMask{};
+
   // What one call of the micro-kernels works on: kKeys keys, from key k0 of the tile on, and row
   // vectors from row `lane` on.
   struct Group {
@@ -438,104 +194,53 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     operands.pair(head, rows.rows, dim_);
   }
 
+  // For each row vector, what the ramp leaves of the bias, less lse.
+  template <int N>
+  void row_offsets(const TileBias& bias, Reg (&off)[N]) const {
+    for (int v = 0; v < N; ++v) {
+      const int lane = v * V::kWidth;
+      off[v] = V::add(anchor_bias<V>(bias, lane), V::load(own_.minus_lse2 + lane));
+    }
+  }
+
   // A group off the diagonal: the bias is the ramp and one number per row.
   template <int N>
   void linear_group(const Group& g, const TileBias& bias) {
     Acc<V, N> acc;
     Reg off[N];
-    for (int v = 0; v < N; ++v) {
-      const int lane = v * V::kWidth;
-      off[v] = V::add(anchor_bias<V>(bias, lane), V::load(own_.minus_lse2 + lane));
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; ++k) {
-      const Reg start = V::set1(own_.ramp[g.k0 + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[k][v] = start;
-    }
-    finish_group<N>(g, acc, off, [](int, int, Reg x) { return x; });
-    if (args_.dslopes == nullptr) return;
-    clear_padding<V>(g.keys, acc);
-    slope_sum_ = add_distances<V>(acc, g.ahead, slope_sum_);
+    row_offsets<N>(bias, off);
+    start_from_keys<V>(own_.ramp + g.k0, acc);
+    finish_group<N>(g, acc, off, kNoMask);
+    sum_slope<N>(g.keys, g.ahead, acc);
   }
 
-  // A tile off the diagonal, where registers hold the accumulators of two parts of a group: beside
-  // the second product of a part its scores become weights, and beside the first of the next one dP
-  // becomes dS.
+  // A tile off the diagonal, where registers hold two parts of a group: beside the second product of
+  // a part its scores become weights, and beside the first product of the next one dP becomes dS.
   template <int N>
-  void linear_tile(const KeyTile& tile, const TileBias& bias) {
+  void linear_tile(const KeyTile& tile, const TileBias& bias, float ahead) {
     constexpr int kPart = V::kKeys / V::kParts, kPieces = kPart / kTerms<V> * N;
     Reg off[N], s[kPart][N], d[kPart][N];
-    for (int v = 0; v < N; ++v) {
-      const int lane = v * V::kWidth;
-      off[v] = V::add(anchor_bias<V>(bias, lane), V::load(own_.minus_lse2 + lane));
-    }
-    const float ahead = static_cast<float>(-bias.row_offset + bias.anchor);
+    row_offsets<N>(bias, off);
     const int end = round_up(tile.count, V::kKeys);
+    auto sum = [&](int k0) { sum_slope<N>(tile.count - k0, ahead - static_cast<float>(k0), d); };
     for (int k0 = 0; k0 < end; k0 += kPart) {
       if (k0 % V::kKeys == 0) fetch_.step();
       const int64_t key = this->key_offset(tile.begin + k0);
-#pragma GCC unroll 8
-      for (int k = 0; k < kPart; ++k) {
-        const Reg start = V::set1(own_.ramp[k0 + k]);
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) s[k][v] = start;
-      }
+      start_from_keys<V>(own_.ramp + k0, s);
       dot_keys_beside<V, kPieces, kAsIs>(own_.q_t, w_.keys + key, padded_, dim_, s, [&](int piece) {
-        if (k0 > 0) finish_piece<N>(k0 - kPart, piece, d);
+        if (k0 > 0) finish_piece<N>(k0 - kPart, 0, piece, d, kNoMask);
       });
-      if (k0 > 0) sum_slope<N>(tile, k0 - kPart, ahead, d);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        const Reg start = V::load(own_.minus_delta + v * V::kWidth);
-#pragma GCC unroll 8
-        for (int k = 0; k < kPart; ++k) d[k][v] = start;
-      }
-      dot_keys_beside<V, kPieces, kAsIs>(own_.dout_t, own_.values + key, padded_, dim_, d,
-                                         [&](int piece) { weigh_piece<N>(k0, piece, off, s); });
+      if (k0 > 0) sum(k0 - kPart);
+      start_from_rows<V>(own_.minus_delta, d);
+      dot_keys_beside<V, kPieces, kAsIs>(
+          own_.dout_t, own_.values + key, padded_, dim_, d,
+          [&](int piece) { weigh_piece<N>(k0, 0, piece, off, s, kNoMask); });
     }
 #pragma GCC unroll 16
-    for (int piece = 0; piece < kPieces; ++piece) finish_piece<N>(end - kPart, piece, d);
-    sum_slope<N>(tile, end - kPart, ahead, d);
-  }
-
-  template <int N, int K>
-  ALIBI_INLINE void weigh_piece(int k0, int piece, const Reg (&off)[N], const Reg (&s)[K][N]) {
-    const int k = piece / N * kTerms<V>, v = piece % N;
-    Element<V>* p_t = own_.p_t + (k0 + k) * kRows<V> + v * V::kWidth;
-    float* exact = p_exact(p_t, 0);
-    if constexpr (kTerms<V> > 1) exact += (k0 + k) % V::kKeys * kRows<V> + v * V::kWidth;
-    Reg p[kTerms<V>];
-#pragma GCC unroll 2
-    for (int t = 0; t < kTerms<V>; ++t) {
-      p[t] = Operands<V>::score(s[k + t][v], V::set1(scale2()), off[v]);
+    for (int piece = 0; piece < kPieces; ++piece) {
+      finish_piece<N>(end - kPart, 0, piece, d, kNoMask);
     }
-    weigh_each<V>(p);
-#pragma GCC unroll 2
-    for (int t = 0; t < kTerms<V>; ++t) {
-      V::store(exact + t * kRows<V>, p[t]);
-      if constexpr (kTerms<V> > 1) Operands<V>::store(p_t + t * kRows<V>, p[t]);
-    }
-  }
-
-  template <int N, int K>
-  ALIBI_INLINE void finish_piece(int k0, int piece, Reg (&d)[K][N]) {
-    const int k = piece / N * kTerms<V>, v = piece % N, lane = v * V::kWidth;
-    const float* exact = p_exact(own_.p_t + (k0 + k) * kRows<V> + lane, 0);
-    if constexpr (kTerms<V> > 1) exact += (k0 + k) % V::kKeys * kRows<V> + lane;
-    Reg ds[kTerms<V>];
-#pragma GCC unroll 2
-    for (int t = 0; t < kTerms<V>; ++t) {
-      ds[t] = d[k + t][v] = V::mul(d[k + t][v], V::load(exact + t * kRows<V>));
-    }
-    store_ds(k0 + k, lane, ds);
-  }
-
-  template <int N, int K>
-  ALIBI_INLINE void sum_slope(const KeyTile& tile, int k0, float ahead, Reg (&d)[K][N]) {
-    if (args_.dslopes == nullptr) return;
-    clear_padding<V>(tile.count - k0, d);
-    slope_sum_ = add_distances<V>(d, ahead - static_cast<float>(k0), slope_sum_);
+    sum(end - kPart);
   }
 
   // A group on the diagonal: bias and mask pair by pair. `slope` is in the units of the accumulators.
@@ -564,50 +269,71 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
   // acc holds the bias, and dS^T afterwards; off is the rest of the bias less lse; `mask` zeroes what
   // the row may not see.
   template <int N, class Mask>
-  ALIBI_INLINE void finish_group(const Group& g, Acc<V, N>& acc, const Reg (&off)[N], Mask mask) {
-    Element<V>* p_t = own_.p_t + g.k0 * kRows<V> + g.lane;
-    float* exact = p_exact(p_t, g.lane);
-    const Reg factor = V::set1(scale2());
+  ALIBI_INLINE void finish_group(const Group& g, Acc<V, N>& acc, const Reg (&off)[N],
+                                 const Mask& mask) {
+    constexpr int kPieces = V::kKeys / kTerms<V> * N;
     dot_keys<V, N>(own_.q_t + g.lane, w_.keys + g.key, padded_, dim_, acc);
-#pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; ++k) {
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        Reg one[1] = {Operands<V>::score(acc[k][v], factor, off[v])};
-        weigh_each<V>(one);
-        const Reg p = mask(k, v, one[0]);
-        V::store(exact + k * kRows<V> + v * V::kWidth, p);
-        if constexpr (kTerms<V> > 1) Operands<V>::store(p_t + k * kRows<V> + v * V::kWidth, p);
-      }
+#pragma GCC unroll 32
+    for (int piece = 0; piece < kPieces; ++piece) {
+      weigh_piece<N>(g.k0, g.lane, piece, off, acc, mask);
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) {
-      const Reg start = V::load(own_.minus_delta + g.lane + v * V::kWidth);
-#pragma GCC unroll 8
-      for (int k = 0; k < V::kKeys; ++k) acc[k][v] = start;
-    }
+    start_from_rows<V>(own_.minus_delta + g.lane, acc);
     dot_keys<V, N>(own_.dout_t + g.lane, own_.values + g.key, padded_, dim_, acc);
-#pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; k += kTerms<V>) {
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        Reg ds[kTerms<V>];
+#pragma GCC unroll 32
+    for (int piece = 0; piece < kPieces; ++piece) {
+      finish_piece<N>(g.k0, g.lane, piece, acc, mask);
+    }
+  }
+
+  // A piece is one row vector and kTerms of the keys from number k0 of the tile on. Its scores become P.
+  template <int N, int K, class Mask>
+  ALIBI_INLINE void weigh_piece(int k0, int lane, int piece, const Reg (&off)[N],
+                                const Reg (&s)[K][N], const Mask& mask) {
+    const int k = piece / N * kTerms<V>, v = piece % N, row = lane + v * V::kWidth;
+    Reg p[kTerms<V>];
 #pragma GCC unroll 2
-        for (int t = 0; t < kTerms<V>; ++t) {
-          const Reg p = V::load(exact + (k + t) * kRows<V> + v * V::kWidth);
-          ds[t] = acc[k + t][v] = mask(k + t, v, V::mul(acc[k + t][v], p));
-        }
-        store_ds(g.k0 + k, g.lane + v * V::kWidth, ds);
+    for (int t = 0; t < kTerms<V>; ++t) {
+      p[t] = Operands<V>::score(s[k + t][v], V::set1(scale2()), off[v]);
+    }
+    weigh_each<V>(p);
+#pragma GCC unroll 2
+    for (int t = 0; t < kTerms<V>; ++t) {
+      p[t] = mask(k + t, v, p[t]);
+      V::store(exact(k0 + k + t, row), p[t]);
+      if constexpr (kTerms<V> > 1) {
+        Operands<V>::store(own_.p_t + (k0 + k + t) * kRows<V> + row, p[t]);
       }
     }
   }
 
-  // Where a group keeps P as float32.
-  float* p_exact(Element<V>* p_t, int lane) const {
+  // Its dP - delta becomes dS.
+  template <int N, int K, class Mask>
+  ALIBI_INLINE void finish_piece(int k0, int lane, int piece, Reg (&d)[K][N], const Mask& mask) {
+    const int k = piece / N * kTerms<V>, v = piece % N, row = lane + v * V::kWidth;
+    Reg ds[kTerms<V>];
+#pragma GCC unroll 2
+    for (int t = 0; t < kTerms<V>; ++t) {
+      const Reg p = V::load(exact(k0 + k + t, row));
+      ds[t] = d[k + t][v] = mask(k + t, v, V::mul(d[k + t][v], p));
+    }
+    store_ds(k0 + k, row, ds);
+  }
+
+  // Adds the part of keys off the diagonal, of which the first stands `ahead` positions before the
+  // first row and so many exist, to the sum for the slope.
+  template <int N, int K>
+  ALIBI_INLINE void sum_slope(int keys, float ahead, Reg (&ds)[K][N]) {
+    if (args_.dslopes == nullptr) return;
+    clear_padding<V>(keys, ds);
+    slope_sum_ = add_distances<V>(ds, ahead, slope_sum_);
+  }
+
+  // P of key k of the tile as float32. Where p_t is not that, the weights of one group are kept.
+  ALIBI_INLINE float* exact(int k, int lane) const {
     if constexpr (kTerms<V> == 1) {
-      return p_t;
+      return own_.p_t + k * kRows<V> + lane;
     } else {
-      return own_.p_exact + lane;
+      return own_.p_exact + k % V::kKeys * kRows<V> + lane;
     }
   }
 

@@ -23,16 +23,31 @@ ALIBI_INLINE typename V::Reg anchor_bias(const TileBias& bias, int lane) {
   return anchor_bias<V>(bias, V::add(V::iota(), V::set1(static_cast<float>(lane))));
 }
 
+// Accumulators that start from one number per key, or from one register per row vector.
+template <class V, int K, int N>
+ALIBI_INLINE void start_from_keys(const float* x, typename V::Reg (&acc)[K][N]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) {
+    const typename V::Reg start = V::set1(x[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) acc[k][v] = start;
+  }
+}
+template <class V, int K, int N>
+ALIBI_INLINE void start_from_rows(const float* x, typename V::Reg (&acc)[K][N]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    const typename V::Reg start = V::load(x + v * V::kWidth);
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) acc[k][v] = start;
+  }
+}
+
 // acc = ramp + K Q^T for the keys [k0, k0 + kKeys) of a tile; Operands<V>::score makes it a score.
 template <class V, int N, Ahead ahead = kAsIs>
 ALIBI_INLINE void score_group(const Lane<V>* q_t, const KeyRows<V>& keys, int k0, int dim,
                               const float* ramp, Acc<V, N>& acc) {
-#pragma GCC unroll 8
-  for (int k = 0; k < V::kKeys; ++k) {
-    const typename V::Reg start = V::set1(ramp[k0 + k]);
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) acc[k][v] = start;
-  }
+  start_from_keys<V>(ramp + k0, acc);
   dot_keys<V, N, ahead>(q_t, keys.data + k0 * keys.stride, keys.stride, dim, acc);
 }
 
@@ -53,7 +68,13 @@ class TileWeights {
   // scale2 and off: operands of Operands<V>::score.
   TileWeights(const Lane<V>* q_t, const KeyRows<V>& keys, int dim, float scale2, const float* ramp,
               const Reg (&off)[N], Lane<V>* p_t)
-      : q_t_(q_t), keys_(keys), dim_(dim), scale2_(V::set1(scale2)), ramp_(ramp), off_(off), p_t_(p_t) {
+      : q_t_(q_t),
+        keys_(keys),
+        dim_(dim),
+        scale2_(V::set1(scale2)),
+        ramp_(ramp),
+        off_(off),
+        p_t_(p_t) {
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) sum_[v] = V::zero();
   }
@@ -85,12 +106,7 @@ class TileWeights {
  private:
   template <class F>
   ALIBI_INLINE void score(int k0, Scores& acc, F&& beside) const {
-#pragma GCC unroll 8
-    for (int k = 0; k < kPart; ++k) {
-      const Reg start = V::set1(ramp_[k0 + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[k][v] = start;
-    }
+    start_from_keys<V>(ramp_ + k0, acc);
     const Element<V>* rows = keys_.data + k0 * keys_.stride;
     if constexpr (V::kParts > 1) {
       dot_keys_beside<V, kPieces, kFetchAhead>(q_t_, rows, keys_.stride, dim_, acc, beside);
