@@ -39,6 +39,7 @@
 
 #include "decode.inl.h"
 #include "exp.inl.h"
+#include "first_tile.inl.h"
 #include "geometry.h"
 #include "log.inl.h"
 #include "micro.inl.h"
@@ -287,7 +288,6 @@ class FwdItem {
     clamp_rows<V>(span, &t.rows);
     const int64_t row0 = t.rows.row0;
     load_transposed<V>(query_view(args_.q), row0, t.rows.rows, dim_, scale2(), w.q_t);
-    memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
     for (int i = 0; i < kRows<V>; ++i) {
       w.row_max[i] = -FLT_MAX;
       w.row_sum[i] = w.dropped[i] = 0.0f;
@@ -382,22 +382,14 @@ class FwdItem {
     raw_scores<V>(p_, rows, tile, loaded.keys, w.q_t, w_.ramp, w.row_max, w_.s_t);
     const ValueRows<V>& values = values_of(loaded);
     const bool masked = tile.diagonal && p_.causal != 0;
-    const bool exact = masked && !all_finite<V>(values, tile.count, dim_);
     for_strips<V>(rows, tile, masked, [&](auto count, int first, int begin, int end) {
-      constexpr int N = decltype(count)::value;
       const int lane = first * V::kWidth;
-      Lane<V>* p = w_.p_t + begin / kTerms<V> * kRows<V> + lane;
-      const Lane<V>* v = values.data + begin / kTerms<V> * values.stride;
-      exponentiate<V, N>(w_.s_t + begin * kRows<V> + lane, end - begin, w.row_max + lane,
-                         w.row_sum + lane, p);
-      if (!exact) {
-        add_products<V, N>(p, v, values.stride, lanes_of<V>(end - begin), dim_, w.o_t + lane);
-      } else {
-        const float offset = static_cast<float>(rows.pos0 + lane - tile.begin - begin);
-        add_products_below_diagonal<V, N>(p, v, values.stride, end - begin, dim_, offset,
-                                          w.o_t + lane);
-      }
+      exponentiate<V, decltype(count)::value>(w_.s_t + begin * kRows<V> + lane, end - begin,
+                                              w.row_max + lane, w.row_sum + lane,
+                                              w_.p_t + begin / kTerms<V> * kRows<V> + lane);
     });
+    const bool finite = first_products<V>(rows, tile, masked, w_.p_t, values, dim_, w.o_t);
+    if (masked && !finite) products_below_diagonal<V>(rows, tile, w_.p_t, values, dim_, w.o_t);
   }
 
   // Takes in a tile off the diagonal, its values only if some row needs them.
@@ -477,6 +469,7 @@ class FwdItem {
   void finish_rows(int g) {
     const RowTile rows = tiles_[g].rows;
     const FwdRows<V> w = w_.rows[g];
+    if (tiles_[g].visited == 0) memset(w.o_t, 0, sizeof(float) * transposed_scratch<V>(dim_));
     const double slope = static_cast<double>(slope_);
     float* lse = args_.lse + (batch_ * p_.heads_q + head_) * p_.len_q + rows.row0;
     double moved[kRows<V>];

@@ -99,34 +99,47 @@ ALIBI_INLINE void dot_keys_beside(const Lane<V>* __restrict rows_t,
   }
 }
 
+template <class V, int N>
+ALIBI_INLINE void clear(Acc<V, N>& acc) {
+#pragma GCC unroll 8
+  for (int k = 0; k < V::kKeys; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) acc[k][v] = V::zero();
+  }
+}
+
+// acc[d][v] += sum_{begin <= j < end} values[j * stride + d] * p_t[j][v] for lanes j of keys, kKeys
+// head dims and the row vectors from `first` on.
+template <class V, int N, int first = 0, Ahead ahead = kAsIs>
+ALIBI_INLINE void sum_products(const Lane<V>* __restrict p_t, const Lane<V>* __restrict values,
+                               int64_t stride, int begin, int end, Acc<V, N>& acc) {
+  using O = Operands<V>;
+  const Lane<V>* value = values + begin * stride;
+#pragma GCC unroll 2
+  for (int j = begin; j < end; ++j, value += stride) {
+    if (ahead == kFetchAhead) __builtin_prefetch(value + kValuesAhead * stride);
+    typename V::Reg p[N];
+#pragma GCC unroll 8
+    for (int v = first; v < N; ++v) p[v] = O::load(p_t + j * kRows<V> + v * V::kWidth);
+#pragma GCC unroll 8
+    for (int d = 0; d < V::kKeys; ++d) {
+      const typename V::Reg x = O::broadcast(value + d);
+#pragma GCC unroll 8
+      for (int v = first; v < N; ++v) acc[d][v] = O::mac(x, p[v], acc[d][v]);
+    }
+  }
+}
+
 // out_t[d][rows] += sum_{j < n} values[j * stride + d] * p_t[j][rows] for n lanes of keys and d <
 // dim rounded up to kKeys: `values` has to be readable up to there. The sum over the tile is formed
 // by itself and then added: a long sum made of short ones keeps its digits.
 template <class V, int N, Ahead ahead = kAsIs>
 void add_products(const Lane<V>* __restrict p_t, const Lane<V>* __restrict values, int64_t stride,
                   int n, int dim, float* __restrict out_t) {
-  using O = Operands<V>;
   for (int d0 = 0; d0 < dim; d0 += V::kKeys) {
     Acc<V, N> acc;
-#pragma GCC unroll 8
-    for (int d = 0; d < V::kKeys; ++d) {
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[d][v] = V::zero();
-    }
-    const Lane<V>* value = values + d0;
-#pragma GCC unroll 2
-    for (int j = 0; j < n; ++j, value += stride) {
-      if (ahead == kFetchAhead) __builtin_prefetch(value + kValuesAhead * stride);
-      typename V::Reg p[N];
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) p[v] = O::load(p_t + j * kRows<V> + v * V::kWidth);
-#pragma GCC unroll 8
-      for (int d = 0; d < V::kKeys; ++d) {
-        const typename V::Reg x = O::broadcast(value + d);
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) acc[d][v] = O::mac(x, p[v], acc[d][v]);
-      }
-    }
+    clear<V, N>(acc);
+    sum_products<V, N, 0, ahead>(p_t, values + d0, stride, 0, n, acc);
 #pragma GCC unroll 8
     for (int d = 0; d < V::kKeys; ++d) {
 #pragma GCC unroll 8

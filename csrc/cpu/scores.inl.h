@@ -267,20 +267,27 @@ void raw_scores(const AlibiProblem& p, const RowTile& rows, const KeyTile& tile,
   }
 }
 
+// Where the keys of a causal diagonal begin that only the row vectors from v on see. That is a whole
+// lane: a key before it is left to the preceding strip, where the mask has made its weight for this
+// row vector 0.
+template <class V>
+ALIBI_INLINE int strip_begin(const RowTile& rows, const KeyTile& tile, int v) {
+  const int ahead = static_cast<int>(rows.pos0 - tile.begin);
+  const int key = ahead + (ahead & (kTerms<V> - 1)) + v * V::kWidth;
+  return key > 0 ? min_int(key, tile.count) : 0;
+}
+
 // Splits a tile into strips of keys that the same row vectors see, and calls f(Count<N>, first row
 // vector, begin, end) with keys [begin, end) of the tile. `masked` (causal diagonal): one strip per
-// row vector; otherwise one strip. Strips begin with a whole lane: a key before that is left to the
-// preceding strip, where the mask has made its weight for this row vector 0.
+// row vector; otherwise one strip.
 template <class V, class F>
 ALIBI_INLINE void for_strips(const RowTile& rows, const KeyTile& tile, bool masked, F&& f) {
   if (!masked) {
     return with_count<V::kRowVecs>(rows.vecs, [&](auto n) { f(n, 0, 0, tile.count); });
   }
-  const int ahead = static_cast<int>(rows.pos0 - tile.begin);
-  const int whole = ahead + (ahead & (kTerms<V> - 1));
   for (int first = 0; first < rows.vecs; ++first) {
-    const int strip = whole + first * V::kWidth;
-    const int begin = strip > 0 ? strip : 0, end = min_int(strip + V::kWidth, tile.count);
+    const int begin = strip_begin<V>(rows, tile, first);
+    const int end = strip_begin<V>(rows, tile, first + 1);
     if (begin >= end) continue;
     with_count<V::kRowVecs>(rows.vecs - first, [&](auto n) { f(n, first, begin, end); });
   }
@@ -316,44 +323,6 @@ void exponentiate(const float* s_t, int n, const float* row_max, float* row_sum,
   for (int v = 0; v < N; ++v) {
     float* sum = row_sum + v * V::kWidth;
     V::store(sum, V::add(V::load(sum), l[v]));
-  }
-}
-
-// Is every element of n keys' values finite?
-template <class V>
-bool all_finite(const ValueRows<V>& x, int n, int dim) {
-  typename V::Reg sum = V::zero();
-  for (int j = 0; j < lanes_of<V>(n); ++j) {
-    const Lane<V>* row = x.data + j * x.stride;
-    for (int d = 0; d < dim; d += V::kWidth) {
-      // 0 * inf and 0 * NaN are NaN
-      sum = Operands<V>::mac(Operands<V>::load(row + d, dim - d), V::zero(), sum);
-    }
-  }
-  return V::all(V::eq(sum, V::zero()));
-}
-
-// add_products for a causal diagonal whose values are not all finite: 0 * inf would reach rows that
-// may not see the key, so the masked products are left out one by one. n is in keys; `ahead` is the
-// position of row 0 minus that of key 0.
-template <class V, int N>
-void add_products_below_diagonal(const Lane<V>* p_t, const Lane<V>* values, int64_t stride, int n,
-                                 int dim, float ahead, float* out_t) {
-  using O = Operands<V>;
-  for (int j = 0; j < n; ++j) {
-    for (int v = 0; v < N; ++v) {
-      const int lane = v * V::kWidth;
-      const typename V::Reg row = V::add(V::iota(), V::set1(ahead + static_cast<float>(lane)));
-      const typename V::Mask hidden = V::lt(row, V::set1(static_cast<float>(j)));
-      const int row_of_lanes = j / kTerms<V>, term = j % kTerms<V>;
-      const typename V::Reg p = O::term(O::load(p_t + row_of_lanes * kRows<V> + lane), term);
-      for (int d = 0; d < dim; ++d) {
-        float* out = out_t + d * kRows<V> + lane;
-        const typename V::Reg old = V::load(out);
-        const float value = O::term(values + row_of_lanes * stride + d, term);
-        V::store(out, V::select(hidden, old, V::fma(V::set1(value), p, old)));
-      }
-    }
   }
 }
 
