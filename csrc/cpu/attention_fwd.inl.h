@@ -371,24 +371,29 @@ class FwdItem {
     FwdTile<V>& t = tiles_[g];
     const KeyTile tile{loaded.range.begin, static_cast<int>(loaded.range.end - loaded.range.begin),
                        diagonal, gradient};
-    if (t.visited++ == 0) return absorb_first(t.rows, w_.rows[g], tile, loaded);
+    if (t.visited++ == 0) {
+      const bool masked = diagonal && p_.causal != 0;
+      return masked && tile.begin == t.rows.pos0
+                 ? absorb_first<typename V::Narrow>(t.rows, w_.rows[g], tile, masked, loaded)
+                 : absorb_first<V>(t.rows, w_.rows[g], tile, masked, loaded);
+    }
     with_count<V::kRowVecs>(
         t.rows.vecs, [&](auto n) { absorb<decltype(n)::value>(t, w_.rows[g], tile, loaded); });
   }
 
   // Takes in the first tile visited: exact maximum first, then weights.
-  void absorb_first(const RowTile& rows, const FwdRows<V>& w, const KeyTile& tile,
+  template <class Step>
+  void absorb_first(const RowTile& rows, const FwdRows<V>& w, const KeyTile& tile, bool masked,
                     LoadedTile<V>& loaded) {
-    raw_scores<V>(p_, rows, tile, loaded.keys, w.q_t, w_.ramp, w.row_max, w_.s_t);
+    first_scores<V, Step>(p_, rows, tile, loaded.keys, w.q_t, w_.ramp, w.row_max, w_.s_t);
     const ValueRows<V>& values = values_of(loaded);
-    const bool masked = tile.diagonal && p_.causal != 0;
-    for_strips<V>(rows, tile, masked, [&](auto count, int first, int begin, int end) {
-      const int lane = first * V::kWidth;
-      exponentiate<V, decltype(count)::value>(w_.s_t + begin * kRows<V> + lane, end - begin,
-                                              w.row_max + lane, w.row_sum + lane,
-                                              w_.p_t + begin / kTerms<V> * kRows<V> + lane);
+    for_parts<V, Step>(rows, tile, masked, [&](auto part, int lane, int begin, int end) {
+      using P = decltype(part);
+      exponentiate<typename P::Vec, P::kCount>(w_.s_t + begin * kRows<V> + lane, end - begin,
+                                               w.row_max + lane, w.row_sum + lane,
+                                               w_.p_t + begin / kTerms<V> * kRows<V> + lane);
     });
-    const bool finite = first_products<V>(rows, tile, masked, w_.p_t, values, dim_, w.o_t);
+    const bool finite = first_products<V, Step>(rows, tile, masked, w_.p_t, values, dim_, w.o_t);
     if (masked && !finite) products_below_diagonal<V>(rows, tile, w_.p_t, values, dim_, w.o_t);
   }
 

@@ -12,6 +12,7 @@ namespace alibi::cpu {
 namespace {
 
 struct VecAvx2 {
+  using Narrow = VecAvx2;
   using Reg = __m256;
   using Mask = __m256;  // a lane is all ones or all zeros
   static constexpr int kWidth = 8;

@@ -12,6 +12,7 @@ namespace alibi::cpu {
 namespace {
 
 struct VecNeon {
+  using Narrow = VecNeon;
   using Reg = float32x4_t;
   using Mask = uint32x4_t;
   static constexpr int kWidth = 4;

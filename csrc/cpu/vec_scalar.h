@@ -17,6 +17,9 @@ namespace alibi::cpu {
 namespace {
 
 struct VecScalar {
+  // What computes the blocks that a mask crosses: this type, or one of narrower registers for tiles
+  // of the same rows (kWidth * kRowVecs), where half a register takes half the time.
+  using Narrow = VecScalar;
   typedef float Reg __attribute__((vector_size(16)));
   typedef int32_t Mask __attribute__((vector_size(16)));  // a lane is all ones or all zeros
   static constexpr int kWidth = 4;

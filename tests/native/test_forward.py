@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -339,6 +340,42 @@ def test_keys_that_are_not_allowed_may_hold_anything(poison: float, dtype: str, 
             assert_close(out[:, :, blind], clean[:, :, blind], bound, "out")
             assert np.array_equal(lse[:, :, blind], clean_lse[:, :, blind])
             assert not np.isfinite(out[:, :, ~blind]).any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("spoiled", ["k", "v"])
+def test_an_edge_of_the_mask_in_every_lane(spoiled: str, dtype: str, isa: str) -> None:
+    """First tiles of every height, and one batch item per row in which all later keys are NaN."""
+    for n in range(1, 101):
+        case = Case("", n, 1, 1, n, n, 8)
+        x = make_inputs(Case("", 1, 1, 1, n, n, 8), dtype)
+        clean, clean_lse = oracle.attention(x.q, x.k, x.v, x.slopes, **case.options)
+        y = SimpleNamespace(spans=None, slopes=x.slopes)
+        y.q, y.k, y.v = (np.repeat(a, n, axis=0) for a in (x.q, x.k, x.v))
+        later = np.arange(n) > np.arange(n)[:, None]
+        getattr(y, spoiled)[later[:, None]] = np.nan
+        out, lse = forward(case, y, isa=isa, threads=1)
+        bound = floor(clean) if dtype == "float32" else EPSILON[dtype] * abs(clean).max()
+        for row in range(n):
+            seen = slice(0, row + 1)
+            assert_close(out[row, :, seen], clean[0, :, seen], bound, f"out, {n} rows")
+            assert_close(lse[row, :, seen], clean_lse[0, :, seen], floor(clean_lse), "lse")
+            assert np.isnan(out[row, :, row + 1 :].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_that_see_no_key_are_0_whatever_came_before(causal: bool, isa: str) -> None:
+    """Their sums lie where those of rows that are NaN lay."""
+    spans = ((0, 50, 0), (20, 20, 0), (0, 50, 0))
+    case = Case("", 3, 2, 2, 50, 50, 8, causal=causal, spans=spans)
+    x = make_inputs(case)
+    x.q[::2] = np.nan
+    out, lse = forward(case, x, isa=isa, threads=1)
+    assert not out[1].any()
+    assert np.isneginf(lse[1]).all()
+    assert np.isnan(out[::2]).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
