@@ -23,8 +23,8 @@
 // Pruning (prune.h) leaves out the keys from some distance on, and before that the values of tiles
 // whose weights, known by then, are negligible: one of the two products.
 //
-// Only the diagonal tile has a mask. A vector of rows that lies wholly above the diagonal is left
-// out of its products.
+// Only the diagonal tile has a mask. Vectors, or halves of them, that lie wholly above the diagonal
+// are left out (first_tile.inl.h).
 //
 // Non-finite numbers: a NaN or +inf score makes its row's out and lse NaN, a score of -inf is a
 // weight of 0; the sum over v follows IEEE rules for every allowed key that is visited.
