@@ -38,12 +38,27 @@ constexpr int kLineLanes = 16;
 template <class V, int N>
 using Acc = typename V::Reg[V::kKeys][N];
 
+// Step d of dot_keys, for K keys.
+template <class V, int K, int N>
+ALIBI_INLINE void dot_step(const Lane<V>* rows_t, const Element<V>* keys, int64_t stride, int d,
+                           typename V::Reg (&acc)[K][N]) {
+  using O = Operands<V>;
+  typename V::Reg row[N];
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) row[v] = O::load(rows_t + d * kRows<V> + v * V::kWidth);
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) {
+    const typename V::Reg key = O::broadcast(keys + k * stride + d * kTerms<V>);
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) acc[k][v] = O::mac(key, row[v], acc[k][v]);
+  }
+}
+
 // acc[k][v] += sum_d keys[k * stride + d] * rows_t[d][v], for kKeys keys. The keys are readable, and
 // 0 or met by a 0, up to whole lanes.
 template <class V, int N, Ahead ahead = kAsIs>
 ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* __restrict keys,
                            int64_t stride, int dim, Acc<V, N>& acc) {
-  using O = Operands<V>;
   const int steps = lanes_of<V>(dim);
 #pragma GCC unroll 2
   for (int d = 0; d < steps; ++d) {
@@ -53,15 +68,7 @@ ALIBI_INLINE void dot_keys(const Lane<V>* __restrict rows_t, const Element<V>* _
         __builtin_prefetch(keys + k * stride + d * kTerms<V>);
       }
     }
-    typename V::Reg row[N];
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) row[v] = O::load(rows_t + d * kRows<V> + v * V::kWidth);
-#pragma GCC unroll 8
-    for (int k = 0; k < V::kKeys; ++k) {
-      const typename V::Reg key = O::broadcast(keys + k * stride + d * kTerms<V>);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[k][v] = O::mac(key, row[v], acc[k][v]);
-    }
+    dot_step<V>(rows_t, keys, stride, d, acc);
   }
 }
 
@@ -71,7 +78,6 @@ template <class V, int kPieces, Ahead ahead, int K, int N, class F>
 ALIBI_INLINE void dot_keys_beside(const Lane<V>* __restrict rows_t,
                                   const Element<V>* __restrict keys, int64_t stride, int dim,
                                   typename V::Reg (&acc)[K][N], F&& beside) {
-  using O = Operands<V>;
   const int steps = lanes_of<V>(dim);
   int d = 0;
 #pragma GCC unroll 16
@@ -84,17 +90,7 @@ ALIBI_INLINE void dot_keys_beside(const Lane<V>* __restrict rows_t,
     }
     const int end = steps * (piece + 1) / kPieces;
 #pragma GCC unroll 1
-    for (; d < end; ++d) {
-      typename V::Reg row[N];
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) row[v] = O::load(rows_t + d * kRows<V> + v * V::kWidth);
-#pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) {
-        const typename V::Reg key = O::broadcast(keys + k * stride + d * kTerms<V>);
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) acc[k][v] = O::mac(key, row[v], acc[k][v]);
-      }
-    }
+    for (; d < end; ++d) dot_step<V>(rows_t, keys, stride, d, acc);
     beside(piece);
   }
 }

@@ -24,6 +24,7 @@ struct VecAvx512Half {
   static constexpr int kWidth = 8;
   static constexpr int kKeys = 8;
   static constexpr int kRowVecs = 6;
+  static constexpr bool kFreeAdditions = true;
 
   static ALIBI_INLINE Reg set1(float x) { return _mm256_set1_ps(x); }
   static ALIBI_INLINE Reg zero() { return _mm256_setzero_ps(); }
