@@ -1,5 +1,5 @@
-"""2^x as the kernels compute it, by itself and as the weight of a score, which is 2^x in some unit: the
-bounds that csrc/cpu/exp.inl.h states, over all of float32.
+"""2^x as the kernels compute it, by itself and as the weight of a score, which is 2^x in some unit:
+the bounds that csrc/cpu/exp.inl.h states, over all of float32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import pytest
 
 from tests.native.plain import ISAS, elementwise
 
-# Relative, wherever the true value is a normal float32 and a weight, in its unit below 2^10, is too.
+# Relative, wherever the true value is a normal float32 and, times a unit below 2^10, does not
+# overflow.
 BOUNDS = {"alibi_cpu_exp2": 2e-7, "alibi_cpu_weight": 3.2e-7}
 LARGEST = {"alibi_cpu_exp2": 2.0**128, "alibi_cpu_weight": 2.0**118}
 
