@@ -211,7 +211,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     row_offsets<N>(bias, off);
     start_from_keys<V>(own_.ramp + g.k0, acc);
     finish_group<N>(g, acc, off, kNoMask);
-    sum_slope<N>(g.keys, g.ahead, acc);
+    sum_slope<N>(g.ahead, acc);
   }
 
   // A tile off the diagonal, where registers hold two parts of a group: beside the second product of
@@ -222,7 +222,6 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     Reg off[N], s[kPart][N], d[kPart][N];
     row_offsets<N>(bias, off);
     const int end = round_up(tile.count, V::kKeys);
-    auto sum = [&](int k0) { sum_slope<N>(tile.count - k0, ahead - static_cast<float>(k0), d); };
     for (int k0 = 0; k0 < end; k0 += kPart) {
       if (k0 % V::kKeys == 0) fetch_.step();
       const int64_t key = this->key_offset(tile.begin + k0);
@@ -230,7 +229,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
       dot_keys_beside<V, kPieces, kAsIs>(own_.q_t, w_.keys + key, padded_, dim_, s, [&](int piece) {
         if (k0 > 0) finish_piece<N>(k0 - kPart, 0, piece, d, kNoMask);
       });
-      if (k0 > 0) sum(k0 - kPart);
+      if (k0 > 0) sum_slope<N>(ahead - static_cast<float>(k0 - kPart), d);
       start_from_rows<V>(own_.minus_delta, d);
       dot_keys_beside<V, kPieces, kAsIs>(
           own_.dout_t, own_.values + key, padded_, dim_, d,
@@ -240,7 +239,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     for (int piece = 0; piece < kPieces; ++piece) {
       finish_piece<N>(end - kPart, 0, piece, d, kNoMask);
     }
-    sum(end - kPart);
+    sum_slope<N>(ahead - static_cast<float>(end - kPart), d);
   }
 
   // A group on the diagonal: bias and mask pair by pair. `slope` is in the units of the accumulators.
@@ -262,7 +261,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
       return masked ? seen : x;
     });
     if (args_.dslopes == nullptr) return;
-    clear_padding<V>(g.keys, acc);
+    clear_padding<V, N>(g.keys, acc);
     slope_sum_ = add_absolute_distances<V, N>(acc, g.ahead, slope_sum_);
   }
 
@@ -319,13 +318,11 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     store_ds(k0 + k, row, ds);
   }
 
-  // Adds the part of keys off the diagonal, of which the first stands `ahead` positions before the
-  // first row and so many exist, to the sum for the slope.
+  // Adds keys off the diagonal, the first of which stands `ahead` positions before the first row, to
+  // the sum for the slope. What pads the last group has weights of 0.
   template <int N, int K>
-  ALIBI_INLINE void sum_slope(int keys, float ahead, Reg (&ds)[K][N]) {
-    if (args_.dslopes == nullptr) return;
-    clear_padding<V>(keys, ds);
-    slope_sum_ = add_distances<V>(ds, ahead, slope_sum_);
+  ALIBI_INLINE void sum_slope(float ahead, const Reg (&ds)[K][N]) {
+    if (args_.dslopes != nullptr) slope_sum_ = add_distances<V>(ds, ahead, slope_sum_);
   }
 
   // P of key k of the tile as float32. Where p_t is not that, the weights of one group are kept.

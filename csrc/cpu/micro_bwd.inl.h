@@ -80,11 +80,11 @@ void add_outer(const Element<V>* a_t, const Lane<V>* x, int64_t x_stride, int ro
 
 // dS^T of the keys from number `keys` of a group on becomes 0: what pads the last group of a tile may
 // be keys that no row of it may see.
-template <class V, int K, int N>
-ALIBI_INLINE void clear_padding(int keys, typename V::Reg (&ds)[K][N]) {
-  if (keys >= K) return;
+template <class V, int N>
+ALIBI_INLINE void clear_padding(int keys, Acc<V, N>& ds) {
+  if (keys >= V::kKeys) return;
 #pragma GCC unroll 8
-  for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < V::kKeys; ++k) {
     if (k < keys) continue;
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) ds[k][v] = V::zero();
