@@ -55,10 +55,11 @@ ALIBI_INLINE typename V::Reg exp2(typename V::Reg x) {
 //   u = f^2 + a f + b,   2^f * unit = u (u (f + c) + d) + e
 //
 // and two additions, which some CPUs execute beside multiply-adds (V::kFreeAdditions). There a weight
-// is within 3.2e-7 of unit * 2^x, relatively, where exp2 is within 2e-7 of 2^x: u (...) is up to twice
-// the sum with e. Integers give exact multiples of the unit by powers of two; else it is as exp2.
+// is within 4e-7 of unit * 2^x, relatively, where exp2 is within 2e-7 of 2^x. Two things cost that: the
+// unit is a power of two, so that integers still give exact ones; and u (...) is up to twice the sum
+// with e. All else is as for exp2.
 template <class V>
-constexpr float kWeightUnit = V::kFreeAdditions ? 0x1.0a8054p+9f : 1.0f;
+constexpr float kWeightUnit = V::kFreeAdditions ? 512.0f : 1.0f;
 
 template <class V, int n>
 ALIBI_INLINE void weigh_each(typename V::Reg (&x)[n]) {
@@ -68,14 +69,14 @@ ALIBI_INLINE void weigh_each(typename V::Reg (&x)[n]) {
     for (int i = 0; i < n; ++i) {
       x[i] = V::clamp_exponent(x[i]);
       f[i] = V::fraction(x[i]);
-      u[i] = V::fma(V::add(f[i], V::set1(0x1.8c8d12p+1f)), f[i], V::set1(0x1.cd9574p+3f));
+      u[i] = V::fma(V::add(f[i], V::set1(0x1.7eb1eep+1f)), f[i], V::set1(0x1.c79d1cp+3f));
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i) {
-      p[i] = V::fma(V::add(f[i], V::set1(-0x1.672834p+0f)), u[i], V::set1(0x1.724444p+6f));
+      p[i] = V::fma(V::add(f[i], V::set1(-0x1.7723f8p+0f)), u[i], V::set1(0x1.72825p+6f));
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) p[i] = V::fma(p[i], u[i], V::set1(-0x1.fe512ap+8f));
+    for (int i = 0; i < n; ++i) p[i] = V::fma(p[i], u[i], V::set1(-0x1.fdc20cp+8f));
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i) x[i] = V::scale_exponent(p[i], x[i]);
   } else {

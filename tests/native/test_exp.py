@@ -13,7 +13,7 @@ from tests.native.plain import ISAS, elementwise
 
 # Relative, wherever the true value is a normal float32 and, times a unit below 2^10, does not
 # overflow.
-BOUNDS = {"alibi_cpu_exp2": 2e-7, "alibi_cpu_weight": 3.2e-7}
+BOUNDS = {"alibi_cpu_exp2": 2e-7, "alibi_cpu_weight": 4e-7}
 LARGEST = {"alibi_cpu_exp2": 2.0**128, "alibi_cpu_weight": 2.0**118}
 
 pytestmark = [
@@ -25,7 +25,7 @@ pytestmark = [
 def power(x: Any, hook: str, isa: str) -> Any:
     """2^x in float64: as it is, or in units of 2^0."""
     unit = elementwise(hook, np.zeros(1, np.float32), isa)[0]
-    assert unit == 1 if hook == "alibi_cpu_exp2" else 1 <= unit < 1024
+    assert unit == 1 if hook == "alibi_cpu_exp2" else unit in 2.0 ** np.arange(10)
     return elementwise(hook, np.ascontiguousarray(x, np.float32), isa).astype(np.float64) / unit
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from alibi_kernels import native
 from tests import oracle
-from tests.cases import Case, make_inputs
+from tests.cases import DTYPES, Case, make_inputs
 from tests.compare import EPSILON, assert_close
 from tests.native.plain import FLOOR, ISAS, floor
 from tests.native.test_forward import forward
@@ -193,3 +193,15 @@ def test_long_distances_cost_no_accuracy(isa: str, rows: int) -> None:
         # The scores reach 781 = 2^9.6 in natural units; their float32 spacing is 2^-14.
         assert_close(out / truth.max(), truth / truth.max(), 2.0**-13, "out")
         assert_close(lse, truth_lse, 2.0**-20 * (1 + abs(truth_lse).max()), "lse")
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_one_key_is_its_value(dtype: str, isa: str, rows: int) -> None:
+    """In every bit: its only weight is a power of two, and so is the sum."""
+    x = make_inputs(Case("", 2, 2, 1, rows, rows, 40), dtype)
+    out, lse = native.attention_forward(x.q, x.k, x.v, x.slopes, isa=isa)
+    assert np.array_equal(out[:, :, 0], np.repeat(x.v[:, :, 0], 2, axis=1))
+    score = (x.q[:, :, 0].astype(float) * x.k[:, :, 0].astype(float)).sum(-1) / np.sqrt(40)
+    assert_close(lse[:, :, 0], score, floor(score), "lse")
