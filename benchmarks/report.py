@@ -299,6 +299,7 @@ def page(path: Path) -> str:
         "",
         f"Raw data: `{path.relative_to(REPOSITORY)}`, measured on commit `{meta['commit']}`.",
         f"Machine: {facts['cpu']} (family {facts['family']}), {facts['cores']} cores. {versions}.",
+        "What a GPU showed is in [performance-gpu.md](performance-gpu.md).",
         "",
         *(f"- Remark: {remark}" for remark in meta.get("remarks", [])),
         "",
