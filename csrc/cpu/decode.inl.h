@@ -4,8 +4,8 @@
 //
 // A unit of work is one chunk of the keys of one (batch item, key head), with all query rows that
 // read them: the rows of every query head of the group. Where the rows of a head lie apart because
-// those of other heads lie between them, a unit has some of these heads, which take turns block by
-// block: what is read is then near together again. Chunk 0 is the keys nearest to the rows:
+// those of other heads lie between them, a unit has these heads, too, and they take turns, a few
+// keys each: what is read is then near together again. Chunk 0 is the keys nearest to the rows:
 //
 //   keys ->   [ left chunk [ left chunk [ chunk 0 )[ right chunk )     right: without causal mask
 //                               rows stand here  ^
@@ -37,6 +37,7 @@
 
 #include <new>
 
+#include "decode_call.inl.h"
 #include "exp.inl.h"
 #include "geometry.h"
 #include "micro_decode.inl.h"
@@ -47,165 +48,6 @@
 
 namespace alibi::cpu {
 namespace {
-
-constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the lanes of a tile
-constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
-constexpr int64_t kMinChunkKeys = 512;
-constexpr int64_t kBlockBytes = 8192;
-constexpr int64_t kMostHeads = 16;    // of a unit
-constexpr int64_t kEnoughUnits = 16;  // of several heads
-constexpr int64_t kNearKeys = 128;    // of chunk 0 when the others wait for it
-
-ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
-  return p.batch > 0 && p.heads_q > 0 && p.len_q > 0 && p.len_q <= kDecodeRows && p.len_k > 0;
-}
-
-// Keys of a block: as many as make kBlockBytes of K, in whole blocks of key norms.
-constexpr int block_keys(const AlibiProblem& p) {
-  const int64_t bytes = p.head_dim * (p.dtype == ALIBI_FLOAT32 ? 4 : 2);
-  const int64_t keys = kBlockBytes / bytes / kNormBlock * kNormBlock;
-  return keys < kNormBlock ? kNormBlock : keys > kBlockKeys ? kBlockKeys : static_cast<int>(keys);
-}
-
-// Among how many units the heads of a batch item are divided. A unit has several where the rows of
-// other heads lie between those of a head, as long as there are kEnoughUnits, and no norms that the
-// caller keeps, by which every head reads other keys.
-ALIBI_INLINE int64_t head_groups(const AlibiAttentionFwdArgs& a) {
-  const AlibiProblem& p = a.problem;
-  const bool between = a.k.stride_h < a.k.stride_s && a.v.stride_h < a.v.stride_s;
-  if (!between || a.key_norms != nullptr) return p.heads_kv;
-  const int64_t pieces = p.batch * p.heads_kv * divide_up(p.len_k, kMinChunkKeys);
-  return divide_up(p.heads_kv, max_int64(1, min_int64(kMostHeads, pieces / kEnoughUnits)));
-}
-
-// One query row of a unit. Sums are relative to 2^m.
-struct DecodeRow {
-  int64_t position, limit;  // on the key axis, after the moves of geometry.h; it sees keys < limit
-  float slope2;             // log2 units
-  float m, l;               // maximum, and sum of the weights that reached o
-  float near;               // the sum of chunk 0, in the other chunks
-  float q_norm, reach;      // for the bound: q_norm * |k| + bias <= reach is negligible
-  float dropped, block;     // sums of the weights left out, and of the current block
-};
-
-// What a unit leaves about a row, behind its o.
-struct DecodePart {
-  float m, l, dropped;
-};
-
-// The keys of a batch item that some row may see.
-struct DecodeKeys {
-  KeyRange near, left, right;  // near is chunk 0
-  int64_t left_chunks, right_chunks;
-  int64_t chunks() const { return near.empty() ? 0 : 1 + left_chunks + right_chunks; }
-};
-
-// The order in which the heads take their turns. Norms that are kept leave a head with a gentle slope
-// many keys and one with a steep slope few, so the gentle ones come first, of the whole batch.
-class DecodeOrder {
- public:
-  DecodeOrder(const AlibiProblem& p, const float* slopes)
-      : batch_(p.batch), heads_(p.heads_kv), buffer_(2 * sizeof(float) * p.heads_kv) {
-    sorted_ = prunable(p) && allocated();
-    if (!sorted_) return;
-    const int64_t group = p.heads_q / p.heads_kv;
-    float* gentlest = buffer_.floats();
-    for (int64_t h = 0; h < p.heads_q; ++h) {
-      float& least = gentlest[h / group];
-      if (h % group == 0 || slopes[h] < least) least = slopes[h];
-    }
-    order_heads(gentlest, heads_, heads());
-  }
-  bool allocated() const { return buffer_.data() != nullptr; }
-
-  // Of batch * heads_kv.
-  int64_t head(int64_t turn) const {
-    return sorted_ ? turn % batch_ * heads_ + heads()[turn / batch_] : turn;
-  }
-
- private:
-  int32_t* heads() const { return reinterpret_cast<int32_t*>(buffer_.floats() + heads_); }
-
-  int64_t batch_, heads_;
-  Buffer buffer_;
-  bool sorted_;
-};
-
-template <class V>
-struct DecodeCall {
-  static_assert(kDecodeRows <= kRows<V>, "the rows of a head are one tile of geometry.h");
-  const AlibiAttentionFwdArgs& args;
-  int64_t group, rows;                    // query heads of a key head; their query rows
-  int64_t head_groups, together;          // of a batch item; key heads of a unit, at most
-  int64_t near_keys, chunk_keys, chunks;  // at most so many
-  int dim, padded;
-  int block;  // keys of a block
-  bool prune;
-  const KeyNormTable<V>& norms;
-  const DecodeOrder& order;
-  float* parts;                  // [B * Hkv, chunks, rows] of part_floats()
-  int64_t first = 0, count = 0;  // the chunks of this round: [first, first + count)
-
-  DecodeCall(const AlibiAttentionFwdArgs& a, const KeyNormTable<V>& key_norms,
-             const DecodeOrder& turns)
-      : args(a),
-        group(a.problem.heads_q / a.problem.heads_kv),
-        rows(group * a.problem.len_q),
-        head_groups(cpu::head_groups(a)),
-        together(divide_up(a.problem.heads_kv, head_groups)),
-        dim(static_cast<int>(a.problem.head_dim)),
-        padded(round_up(dim, V::kWidth)),
-        block(block_keys(a.problem)),
-        prune(prunable(a.problem)),
-        norms(key_norms),
-        order(turns),
-        parts(nullptr) {
-    const AlibiProblem& p = a.problem;
-    const int64_t even = p.batch * head_groups * p.len_k / kDecodeUnits;
-    chunk_keys = max_int64(kMinChunkKeys, (even + block - 1) / block * block);
-    near_keys = prune ? kNearKeys : chunk_keys;
-    chunks = 2 + (p.len_k + chunk_keys - 1) / chunk_keys;  // both sides may end in a part of one
-  }
-
-  int64_t heads() const { return args.problem.batch * args.problem.heads_kv; }
-  int64_t part_floats() const { return padded + 16; }
-  int64_t scratch_floats() const;  // of a head
-  float* part(int64_t head, int64_t chunk, int64_t row) const {
-    return parts + ((head * chunks + chunk) * rows + row) * part_floats();
-  }
-  DecodePart& sums(int64_t head, int64_t chunk, int64_t row) const {
-    return *reinterpret_cast<DecodePart*>(part(head, chunk, row) + padded);
-  }
-  Span span(int64_t head) const {
-    return span_of(args.problem, args.spans, head / args.problem.heads_kv);
-  }
-  RowTile row_tile(const Span& span, int64_t query_head) const {
-    RowTile t = make_row_tile<V>(args.problem, span, args.slopes[query_head], 0);
-    clamp_rows<V>(span, &t);
-    return t;
-  }
-
-  // Where a row stands depends on its slope only when no weight falls off on either side (signed, no
-  // mask): then any order of the keys will do.
-  DecodeKeys keys(const Span& span) const {
-    const RowTile t = make_row_tile<V>(args.problem, span, 1.0f, 0);
-    const KeyRange left = key_range(t.left.begin, max_int64(t.left.end, t.diagonal.end));
-    const int64_t cut = left.empty() ? min_int64(t.right.end, t.right.begin + near_keys)
-                                     : max_int64(left.begin, left.end - near_keys);
-    DecodeKeys k{{cut, left.end}, {left.begin, cut}, t.right, 0, 0};
-    if (left.empty()) k = {{t.right.begin, cut}, left, key_range(cut, t.right.end), 0, 0};
-    k.left_chunks = (k.left.end - k.left.begin + chunk_keys - 1) / chunk_keys;
-    k.right_chunks = (k.right.end - k.right.begin + chunk_keys - 1) / chunk_keys;
-    return k;
-  }
-  KeyRange chunk(const DecodeKeys& k, int64_t index) const {
-    if (index == 0) return k.near;
-    const bool left = index <= k.left_chunks;
-    const KeyRange& side = left ? k.left : k.right;
-    const int64_t begin = side.begin + (index - 1 - (left ? 0 : k.left_chunks)) * chunk_keys;
-    return {begin, min_int64(begin + chunk_keys, side.end)};
-  }
-};
 
 template <class V>
 struct DecodeScratch {
@@ -260,13 +102,22 @@ class DecodeUnit {
     return reach_;
   }
 
-  // Takes in the block that begins at a key.
-  void take(int64_t key) {
-    const int count = min_int(block(), reach_.end - key);
-    score(key, count);
-    if (!weigh(key, count)) return;
-    add(key, count);
-    ++visited_;
+  // Takes in the block that begins at a key: all scores of `count` units of a chunk, then those of
+  // their values that are needed.
+  static void take(DecodeUnit* units, int count, int64_t key) {
+    DecodeUnit* turns[kMostHeads];
+    const int keys = min_int(units->block(), units->reach_.end - key);
+    for (int i = 0; i < count; ++i) turns[i] = units + i;
+    in_turns(
+        turns, count, keys, kTurnKeys, &DecodeUnit::k_,
+        [&](DecodeUnit& u, int first, int n, int64_t ahead) { u.score(key, first, n, ahead); });
+    int needed = 0;
+    for (int i = 0; i < count; ++i) {
+      if (units[i].weigh(key, keys)) turns[needed++] = units + i;
+    }
+    in_turns(turns, needed, keys, kTurnValues, &DecodeUnit::v_,
+             [&](DecodeUnit& u, int first, int n, int64_t ahead) { u.add(key, first, n, ahead); });
+    for (int i = 0; i < needed; ++i) ++turns[i]->visited_;
   }
 
   void finish() const {
@@ -361,27 +212,51 @@ class DecodeUnit {
     }
   }
 
-  void score(int64_t begin, int count) {
+  // Calls f(unit, first key of the block, keys, bytes to ask ahead) for the turns of some units. Several
+  // rows per head are bound by arithmetic and take in a block in one go.
+  template <class F>
+  static void in_turns(DecodeUnit* const* units, int count, int keys, int turn,
+                       HeadView DecodeUnit::* view, F&& f) {
+    if (count == 0) return;
+    const DecodeCall<V>& call = units[0]->call_;
+    if (call.together == 1) return f(*units[0], 0, keys, units[0]->ahead(units[0]->*view));
+    const void* heads[kMostHeads];
+    for (int i = 0; i < count; ++i) heads[i] = (units[i]->*view).data;
+    for_turns(heads, count, (units[0]->*view).stride * call.size(), keys,
+              call.rows == 1 ? turn : call.block, call.lead,
+              [&](int i, int first, int n, int64_t ahead) { f(*units[i], first, n, ahead); });
+  }
+
+  // Scores, and below products with values, of some keys of the block that begins at a key.
+  void score(int64_t block_begin, int first, int count, int64_t ahead) {
+    const int64_t begin = block_begin + first;
     with_row(k_, begin, [&](const auto* keys) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         constexpr int N = decltype(n)::value;
         with_dim(call_.dim, [&](auto kDim) {
-          dot_rows<V, decltype(kDim)::value, N>(w_.q + r * call_.padded, call_.padded, keys,
-                                                k_.stride, seen_keys, call_.dim, prefetch(k_, r, N),
-                                                w_.s + r * kBlockKeys);
+          dot_rows<V, decltype(kDim)::value, N>(
+              w_.q + r * call_.padded, call_.padded, keys, k_.stride, seen_keys, call_.dim,
+              prefetch(ahead, r, N), w_.s + r * kBlockKeys + first);
         });
       });
     });
   }
 
-  // Few rows ask for keys that are just ahead. More of them take their time over a block, so each
-  // group asks for its share of the next one; and rows that lie apart need more time to arrive.
-  Prefetch prefetch(const HeadView& head, int64_t r, int64_t n) const {
-    const int64_t size = problem_.dtype == ALIBI_FLOAT32 ? 4 : 2, bytes = call_.dim * size;
+  // How far ahead a head asks that takes no turns. Few rows ask for keys that are just ahead. More of
+  // them take their time over a block, so they ask for the next one; and rows that lie apart need more
+  // time to arrive.
+  int64_t ahead(const HeadView& head) const {
+    const bool near = call_.rows <= 4 && head.stride == call_.dim;
+    return (near ? kAheadKeys : block()) * head.stride * call_.size();
+  }
+
+  // Each group of rows asks for its share of a key.
+  Prefetch prefetch(int64_t ahead, int64_t r, int64_t n) const {
+    const int64_t bytes = call_.dim * call_.size();
+    if (n == call_.rows) return {ahead, bytes};
     const int64_t begin = bytes * r / call_.rows / 64 * 64;
     const int64_t end = r + n == call_.rows ? bytes : bytes * (r + n) / call_.rows / 64 * 64;
-    const bool near = call_.rows <= 4 && head.stride == call_.dim;
-    return {(near ? kAheadKeys : block()) * head.stride * size + begin, end - begin};
+    return {ahead + begin, end - begin};
   }
 
   // Scores become weights. False: no row needs the values of this block.
@@ -443,14 +318,15 @@ class DecodeUnit {
     }
   }
 
-  void add(int64_t begin, int count) {
+  void add(int64_t block_begin, int first, int count, int64_t ahead) {
+    const int64_t begin = block_begin + first;
     with_row(v_, begin, [&](const auto* values) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         constexpr int N = decltype(n)::value;
         with_dim(call_.dim, [&](auto kDim) {
           add_values<V, decltype(kDim)::value, N>(
-              w_.s + r * kBlockKeys, values, v_.stride, seen_keys, call_.dim, prefetch(v_, r, N),
-              o_ + r * call_.part_floats(), call_.part_floats(), w_.sum);
+              w_.s + r * kBlockKeys + first, values, v_.stride, seen_keys, call_.dim,
+              prefetch(ahead, r, N), o_ + r * call_.part_floats(), call_.part_floats(), w_.sum);
         });
       });
     });
@@ -488,7 +364,7 @@ void decode_unit(const void* context, int64_t index, float* scratch) {
     keys = (new (units + i) Unit(call, head, call.first + index % call.count, own))->begin();
   }
   for (int64_t key = keys.begin; key < keys.end; key += units->block()) {
-    for (int i = 0; i < count; ++i) units[i].take(key);
+    Unit::take(units, count, key);
   }
   for (int i = 0; i < count; ++i) units[i].finish();
 }

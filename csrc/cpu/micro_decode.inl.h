@@ -15,6 +15,7 @@
 
 #include "dtype.h"
 #include "micro.inl.h"
+#include "tile_io.inl.h"
 
 namespace alibi::cpu {
 namespace {
@@ -105,6 +106,25 @@ struct Prefetch {
     }
   }
 };
+
+// Heads whose rows lie between those of the others take in the keys of a block in turns. While a head
+// reads some keys, it asks for those that the head `lead` places further on will read: the one `lead`
+// places before the end of a turn asks for the first keys of the next. `stride` is the distance in
+// bytes between the keys of a head. Calls f(head, first key, keys, bytes to ask ahead).
+template <class F>
+ALIBI_INLINE void for_turns(const void* const* heads, int count, int64_t stride, int keys, int turn,
+                            int lead, F&& f) {
+  for (int first = 0; first < keys; first += turn) {
+    int asked = lead % count;
+    int64_t later = lead / count * turn * stride;
+    for (int i = 0; i < count; ++i) {
+      const intptr_t apart =
+          reinterpret_cast<intptr_t>(heads[asked]) - reinterpret_cast<intptr_t>(heads[i]);
+      f(i, first, min_int(turn, keys - first), apart + later);
+      if (++asked == count) asked = 0, later += turn * stride;
+    }
+  }
+}
 
 // Keys whose products are formed side by side. One, because memory is fastest when rows are read one
 // after the other; two where loads would limit the products of several rows: q is loaded half as often.
