@@ -36,7 +36,7 @@ TURNING = (
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("sizes", "dtype"), zip(TURNING, cycle(DTYPES), strict=False), ids=str)
+@pytest.mark.parametrize(("sizes", "dtype"), list(zip(TURNING, cycle(DTYPES))), ids=str)
 def test_heads_that_take_turns(sizes: tuple[int, ...], dtype: str, isa: str) -> None:
     """Against the oracle, and as many blocks read as by heads that stand by themselves."""
     heads, group, rows, n, dim = sizes
