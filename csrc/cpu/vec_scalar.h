@@ -5,6 +5,8 @@
 //   kWidth    floats in a register          kKeys     keys (or head dims) of one micro-kernel
 //   kRowVecs  registers of query rows in a tile: kKeys * kRowVecs accumulators have to fit in the
 //   register file
+//   kParts    parts of such a micro-kernel that take turns (TileWeights in scores.inl.h); 1: it has none
+//   kFreeAdditions  additions run beside multiply-adds (exp.inl.h)
 #ifndef ALIBI_CPU_VEC_SCALAR_H_
 #define ALIBI_CPU_VEC_SCALAR_H_
 
