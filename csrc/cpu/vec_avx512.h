@@ -13,43 +13,21 @@
 #pragma GCC diagnostic pop
 
 #include "dtype.h"
+#include "vec_avx2.h"
 
 namespace alibi::cpu {
 namespace {
 
-// Half of a register of VecAvx512, in tiles of the same rows: what a masked diagonal needs.
-struct VecAvx512Half {
-  using Reg = __m256;
-  using Mask = __mmask8;
-  static constexpr int kWidth = 8;
+// Half of a register of VecAvx512, in tiles of the same rows: what a masked diagonal needs. Its 2^x
+// is that of whole registers.
+struct VecAvx512Half : VecAvx2 {
   static constexpr int kKeys = 8;
   static constexpr int kRowVecs = 6;
   static constexpr bool kFreeAdditions = true;
 
-  static ALIBI_INLINE Reg set1(float x) { return _mm256_set1_ps(x); }
-  static ALIBI_INLINE Reg zero() { return _mm256_setzero_ps(); }
-  static ALIBI_INLINE Reg iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
-
-  static ALIBI_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
-  static ALIBI_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
-  static ALIBI_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
-  static ALIBI_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static ALIBI_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
-  static ALIBI_INLINE Reg abs(Reg a) { return _mm256_andnot_ps(set1(-0.0f), a); }
-
-  static ALIBI_INLINE Mask lt(Reg a, Reg b) { return _mm256_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-  static ALIBI_INLINE Mask eq(Reg a, Reg b) { return _mm256_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-  static ALIBI_INLINE Reg select(Mask m, Reg yes, Reg no) {
-    return _mm256_mask_blend_ps(m, no, yes);
-  }
-  static ALIBI_INLINE bool all(Mask m) { return m == 0xff; }
-
   static ALIBI_INLINE Reg clamp_exponent(Reg x) { return x; }
   static ALIBI_INLINE Reg fraction(Reg x) { return _mm256_reduce_ps(x, 9); }
   static ALIBI_INLINE Reg scale_exponent(Reg p, Reg x) { return _mm256_scalef_ps(p, x); }
-
-  static ALIBI_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
-  static ALIBI_INLINE void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
 };
 
 struct VecAvx512 {
