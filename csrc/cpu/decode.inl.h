@@ -247,16 +247,16 @@ class DecodeUnit {
   // time to arrive.
   int64_t ahead(const HeadView& head) const {
     const bool near = call_.rows <= 4 && head.stride == call_.dim;
-    return (near ? kAheadKeys : block()) * head.stride * call_.size();
+    return near ? call_.ahead : block() * head.stride * call_.size();
   }
 
   // Each group of rows asks for its share of a key.
   Prefetch prefetch(int64_t ahead, int64_t r, int64_t n) const {
     const int64_t bytes = call_.dim * call_.size();
-    if (n == call_.rows) return {ahead, bytes};
+    if (n == call_.rows) return {ahead, bytes, call_.near};
     const int64_t begin = bytes * r / call_.rows / 64 * 64;
     const int64_t end = r + n == call_.rows ? bytes : bytes * (r + n) / call_.rows / 64 * 64;
-    return {ahead + begin, end - begin};
+    return {ahead + begin, end - begin, call_.near};
   }
 
   // Scores become weights. False: no row needs the values of this block.

@@ -10,6 +10,7 @@
 #include "micro_decode.inl.h"
 #include "parallel.h"
 #include "prune.h"
+#include "streaming.h"
 #include "tile_io.inl.h"
 
 namespace alibi::cpu {
@@ -18,7 +19,6 @@ namespace {
 constexpr int64_t kDecodeRows = 8;    // more rows per head are faster in the lanes of a tile
 constexpr int64_t kDecodeUnits = 64;  // wanted: enough for many threads; more would be short runs
 constexpr int64_t kMinChunkKeys = 512;
-constexpr int64_t kBlockBytes = 8192;
 constexpr int64_t kNearKeys = 128;  // of chunk 0 when the others wait for it
 
 // Units of several heads: how many heads, how few such units are enough, the shortest chunk; how many
@@ -33,10 +33,10 @@ ALIBI_INLINE bool is_decode(const AlibiProblem& p) {
   return p.batch > 0 && p.heads_q > 0 && p.len_q > 0 && p.len_q <= kDecodeRows && p.len_k > 0;
 }
 
-// Keys of a block: as many as make kBlockBytes of K, in whole blocks of key norms.
-constexpr int block_keys(const AlibiProblem& p) {
+// Keys of a block: as many as make block_bytes of K, in whole blocks of key norms.
+ALIBI_INLINE int block_keys(const AlibiProblem& p, int64_t block_bytes) {
   const int64_t bytes = p.head_dim * (p.dtype == ALIBI_FLOAT32 ? 4 : 2);
-  const int64_t keys = kBlockBytes / bytes / kNormBlock * kNormBlock;
+  const int64_t keys = block_bytes / bytes / kNormBlock * kNormBlock;
   return keys < kNormBlock ? kNormBlock : keys > kBlockKeys ? kBlockKeys : static_cast<int>(keys);
 }
 
@@ -112,8 +112,10 @@ struct DecodeCall {
   int64_t head_groups, together;          // of a batch item; key heads of a unit, at most
   int64_t near_keys, chunk_keys, chunks;  // at most so many
   int dim, padded;
-  int block;  // keys of a block
-  int lead;   // heads between one whose turn it is and the one whose rows it asks for
+  int block;      // keys of a block
+  int64_t ahead;  // bytes from what is read to what is asked for
+  bool near;      // into the first level of the cache
+  int lead;       // heads between one whose turn it is and the one whose rows it asks for
   bool prune;
   const KeyNormTable<V>& norms;
   const DecodeOrder& order;
@@ -129,7 +131,9 @@ struct DecodeCall {
         together(divide_up(a.problem.heads_kv, head_groups)),
         dim(static_cast<int>(a.problem.head_dim)),
         padded(round_up(dim, V::kWidth)),
-        block(block_keys(a.problem)),
+        block(block_keys(a.problem, streaming().block_bytes[size() == 2])),
+        ahead(streaming().ahead_bytes[size() == 2]),
+        near(streaming().near),
         lead(static_cast<int>(max_int64(1, kTurnAhead / (dim * size())))),
         prune(prunable(a.problem)),
         norms(key_norms),

@@ -11,6 +11,7 @@
 #include "../check.h"
 #include "isa_table.h"
 #include "parallel.h"
+#include "streaming.h"
 #include "testing.h"
 
 namespace alibi::cpu {
@@ -184,3 +185,5 @@ int32_t alibi_cpu_log2(const double* x, double* y, int64_t n, const char* isa) {
   row->kernels->log2(x, y, n);
   return ALIBI_OK;
 }
+
+int32_t alibi_cpu_streaming(int32_t row) { return alibi::cpu::choose_streaming(row); }

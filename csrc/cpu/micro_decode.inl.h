@@ -20,10 +20,8 @@
 namespace alibi::cpu {
 namespace {
 
-// The most keys of a block, which is also the distance between the rows of its scores; and how many
-// keys the prefetch is ahead.
+// The most keys of a block, which is also the distance between the rows of its scores.
 constexpr int kBlockKeys = 64;
-constexpr int kAheadKeys = 2;
 
 // Registers of o that N rows can keep while they take in a block of values.
 template <class V, int N>
@@ -88,21 +86,27 @@ ALIBI_INLINE void with_dim(int dim, F&& f) {
 struct Prefetch {
   int64_t ahead;
   int64_t bytes;  // of a row; 0: nothing
+  bool near;      // into the first level of the cache instead of the second
   // For the part of the rows from element d on: the first part asks for all.
-  ALIBI_INLINE Prefetch once(int d) const { return {ahead, d == 0 ? bytes : 0}; }
+  ALIBI_INLINE Prefetch once(int d) const { return {ahead, d == 0 ? bytes : 0, near}; }
   // kUsual: a number of bytes for which there are no branches.
   template <int64_t kUsual>
   ALIBI_INLINE void ask(const void* row) const {
-    if (bytes == kUsual) return ask(row, kUsual);
-    ask(row, bytes);
+    if (near) {
+      bytes == kUsual ? ask_lines<3>(row, kUsual) : ask_lines<3>(row, bytes);
+    } else {
+      bytes == kUsual ? ask_lines<2>(row, kUsual) : ask_lines<2>(row, bytes);
+    }
   }
 
  private:
-  ALIBI_INLINE void ask(const void* row, int64_t n) const {
+  template <int kLevel>
+  ALIBI_INLINE void ask_lines(const void* row, int64_t n) const {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(ahead);
 #pragma GCC unroll 8
     for (int64_t b = 0; b < n; b += 64) {
-      __builtin_prefetch(reinterpret_cast<const void*>(begin + static_cast<uintptr_t>(b)), 0, 2);
+      __builtin_prefetch(reinterpret_cast<const void*>(begin + static_cast<uintptr_t>(b)), 0,
+                         kLevel);
     }
   }
 };

@@ -20,6 +20,7 @@ from tests import oracle
 from tests.cases import Case, make_inputs
 from tests.compare import EPSILON
 
+LIBRARY = ctypes.CDLL(str(Path(native.__file__).parent / "_lib" / "libalibi_cpu.so"))
 ISAS = [row["name"] for row in native.isas() if row["built"] and row["supported"]]
 
 # Four float32 roundings of the largest element: the exponentials (2^-22.3 each), the division by
@@ -36,10 +37,16 @@ def floor(truth: Any) -> float:
 def elementwise(hook: str, x: Any, isa: str) -> Any:
     """y = f(x) by a function of csrc/cpu/testing.h, into memory full of NaN."""
     y = np.full_like(x, np.nan)
-    f = ctypes.CDLL(str(Path(native.__file__).parent / "_lib" / "libalibi_cpu.so"))[hook]
+    f = LIBRARY[hook]
     f.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p]
     assert f(x.ctypes.data, y.ctypes.data, x.size, isa.encode()) == 0
     return y
+
+
+def choose_streaming(row: int) -> int:
+    """Decode steps ask memory as on the CPU of a row of csrc/cpu/streaming.cc, -1: as on this one;
+    how many rows there are."""
+    return int(LIBRARY.alibi_cpu_streaming(row))
 
 
 def takes_pairs(dtype: str, isa: str | None) -> bool:

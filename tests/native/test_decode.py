@@ -16,9 +16,11 @@ import pytest
 from alibi_kernels import native
 from tests import oracle
 from tests.cases import DTYPES, SLOPES, Case, Inputs, make_inputs
-from tests.native.plain import ISAS, Guarded, nan_like
+from tests.native.plain import ISAS, Guarded, choose_streaming, nan_like
 from tests.native.test_forward import assert_right, forward
 from tests.native.test_prune import ADVERSARIAL, adversarial
+
+pytestmark = pytest.mark.usefixtures("streaming")
 
 MOST_ROWS = 8  # kDecodeRows
 NEAR, CHUNK = 128, 512  # kNearKeys, kMinChunkKeys
@@ -76,6 +78,18 @@ def test_which_rows_take_the_path() -> None:
         stats: dict[str, int] = {}
         forward(case, make_inputs(case), stats=stats)
         assert stats["decode_rows"] == (2 * rows if rows <= MOST_ROWS else 0)
+
+
+def test_blocks_are_those_of_the_chosen_cpu() -> None:
+    """So the tests of this file see every size of the table."""
+    case = Case("", 1, 1, 1, 1, 4096, 128)
+    blocks = []
+    for row in range(choose_streaming(-1)):
+        choose_streaming(row)
+        stats: dict[str, int] = {}
+        forward(case, make_inputs(case), prune=False, stats=stats)
+        blocks.append(stats["tiles_visited"])
+    assert [4096 // n for n in blocks] == [16, 64]
 
 
 @pytest.mark.parametrize("isa", ISAS)

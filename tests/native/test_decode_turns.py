@@ -16,6 +16,8 @@ from tests.cases import DTYPES, Case, make_inputs
 from tests.native.plain import ISAS
 from tests.native.test_forward import assert_right, forward
 
+pytestmark = pytest.mark.usefixtures("streaming")
+
 TURNS = 32  # kMostHeads
 
 # Key heads, query heads of each, rows, keys, head dim, of three batch items.

@@ -1,0 +1,51 @@
+// The table of streaming.h. Measured on Zen 4 and on Zen 5 (docs/design/0011): AMD's earlier CPUs count
+// as the one, all others as the other.
+#include "streaming.h"
+
+#include <atomic>
+
+namespace alibi::cpu {
+namespace {
+
+#if defined(__x86_64__)
+bool is_zen_1_to_4() { return __builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h"); }
+#else
+bool is_zen_1_to_4() { return false; }
+#endif
+bool is_any() { return true; }
+
+struct Row {
+  bool (*here)();
+  Streaming streaming;
+};
+
+// Zen 4 drops requests when there are many, those for the first level most of all; Zen 5 gains by
+// each. The first row that is here counts.
+constexpr Row kRows[] = {
+    {is_zen_1_to_4, {{8192, 8192}, {1024, 512}, false}},
+    {is_any, {{32768, 8192}, {4096, 8192}, true}},
+};
+constexpr int kCount = sizeof(kRows) / sizeof(kRows[0]);
+
+int of_this_cpu() {
+  for (int row = 0;; ++row) {
+    if (kRows[row].here()) return row;
+  }
+}
+
+std::atomic<int> chosen{-1};
+
+}  // namespace
+
+const Streaming& streaming() noexcept {
+  static const int here = of_this_cpu();
+  const int row = chosen.load(std::memory_order_relaxed);
+  return kRows[row < 0 ? here : row].streaming;
+}
+
+int choose_streaming(int row) noexcept {
+  if (row < kCount) chosen.store(row, std::memory_order_relaxed);
+  return kCount;
+}
+
+}  // namespace alibi::cpu
