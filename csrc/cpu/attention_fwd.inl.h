@@ -47,6 +47,7 @@
 #include "prune.h"
 #include "scores.inl.h"
 #include "tile_io.inl.h"
+#include "tuning.h"
 #include "work.h"
 
 namespace alibi::cpu {
@@ -220,7 +221,8 @@ class FwdItem {
         p_(call.args.problem),
         w_(scratch),
         copied_(copied),
-        dim_(static_cast<int>(p_.head_dim)) {
+        dim_(static_cast<int>(p_.head_dim)),
+        halves_(tuning().halves) {
     const int64_t end = row_tiles<V>(p_) - (call.groups - 1 - item.tile) * call.group;
     unread_ = item.tile == call.groups - 1 && copied.keys.data == nullptr;
     head_ = item.head;
@@ -373,7 +375,7 @@ class FwdItem {
                        diagonal, gradient};
     if (t.visited++ == 0) {
       const bool masked = diagonal && p_.causal != 0;
-      return masked && tile.begin == t.rows.pos0
+      return masked && tile.begin == t.rows.pos0 && halves_
                  ? absorb_first<typename V::Narrow>(t.rows, w_.rows[g], tile, masked, loaded)
                  : absorb_first<V>(t.rows, w_.rows[g], tile, masked, loaded);
     }
@@ -500,6 +502,7 @@ class FwdItem {
   const FwdScratch<V>& w_;
   const CopiedHead<V>& copied_;
   const int dim_;
+  const bool halves_;  // a masked tile of keys may take its half vectors by themselves
   int64_t batch_, head_, first_tile_;
   int count_;    // tiles
   bool unread_;  // the first item of a head that is not copied: its values may be far away

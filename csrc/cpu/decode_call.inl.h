@@ -10,8 +10,8 @@
 #include "micro_decode.inl.h"
 #include "parallel.h"
 #include "prune.h"
-#include "streaming.h"
 #include "tile_io.inl.h"
+#include "tuning.h"
 
 namespace alibi::cpu {
 namespace {
@@ -131,9 +131,9 @@ struct DecodeCall {
         together(divide_up(a.problem.heads_kv, head_groups)),
         dim(static_cast<int>(a.problem.head_dim)),
         padded(round_up(dim, V::kWidth)),
-        block(block_keys(a.problem, streaming().block_bytes[size() == 2])),
-        ahead(streaming().ahead_bytes[size() == 2]),
-        near(streaming().near),
+        block(block_keys(a.problem, tuning().block_bytes[size() == 2])),
+        ahead(tuning().ahead_bytes[size() == 2]),
+        near(tuning().near),
         lead(static_cast<int>(max_int64(1, kTurnAhead / (dim * size())))),
         prune(prunable(a.problem)),
         norms(key_norms),

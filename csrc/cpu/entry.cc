@@ -11,8 +11,8 @@
 #include "../check.h"
 #include "isa_table.h"
 #include "parallel.h"
-#include "streaming.h"
 #include "testing.h"
+#include "tuning.h"
 
 namespace alibi::cpu {
 namespace {
@@ -186,4 +186,4 @@ int32_t alibi_cpu_log2(const double* x, double* y, int64_t n, const char* isa) {
   return ALIBI_OK;
 }
 
-int32_t alibi_cpu_streaming(int32_t row) { return alibi::cpu::choose_streaming(row); }
+int32_t alibi_cpu_tuning(int32_t row) { return alibi::cpu::choose_tuning(row); }

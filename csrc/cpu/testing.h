@@ -20,9 +20,9 @@ ALIBI_EXPORT int32_t alibi_cpu_weight(const float* x, float* y, int64_t n, const
 // y[i] = log2(x[i]) as the log-sum-exp uses it.
 ALIBI_EXPORT int32_t alibi_cpu_log2(const double* x, double* y, int64_t n, const char* isa);
 
-// Decode steps ask memory as on another CPU: a row of the table in streaming.cc; -1: as on this one.
-// Returns how many rows there are.
-ALIBI_EXPORT int32_t alibi_cpu_streaming(int32_t row);
+// The kernels are tuned as on another CPU: a row of the table in tuning.cc; -1: as on this one. Returns
+// how many rows there are.
+ALIBI_EXPORT int32_t alibi_cpu_tuning(int32_t row);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.native.plain import choose_streaming
+from tests.native.plain import choose_tuning
 
 OF_THIS_CPU = -1
 
 
-@pytest.fixture(params=range(choose_streaming(OF_THIS_CPU)))
-def streaming(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Decode steps ask memory as on each CPU of csrc/cpu/streaming.cc: blocks have other sizes."""
-    choose_streaming(request.param)
+@pytest.fixture(params=range(choose_tuning(OF_THIS_CPU)))
+def tuning(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels are tuned as on each CPU of csrc/cpu/tuning.cc."""
+    choose_tuning(request.param)
     yield
-    choose_streaming(OF_THIS_CPU)
+    choose_tuning(OF_THIS_CPU)

@@ -43,10 +43,10 @@ def elementwise(hook: str, x: Any, isa: str) -> Any:
     return y
 
 
-def choose_streaming(row: int) -> int:
-    """Decode steps ask memory as on the CPU of a row of csrc/cpu/streaming.cc, -1: as on this one;
-    how many rows there are."""
-    return int(LIBRARY.alibi_cpu_streaming(row))
+def choose_tuning(row: int) -> int:
+    """The kernels are tuned as on the CPU of a row of csrc/cpu/tuning.cc, -1: as on this one; how
+    many rows there are."""
+    return int(LIBRARY.alibi_cpu_tuning(row))
 
 
 def takes_pairs(dtype: str, isa: str | None) -> bool:

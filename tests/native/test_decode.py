@@ -16,11 +16,11 @@ import pytest
 from alibi_kernels import native
 from tests import oracle
 from tests.cases import DTYPES, SLOPES, Case, Inputs, make_inputs
-from tests.native.plain import ISAS, Guarded, choose_streaming, nan_like
+from tests.native.plain import ISAS, Guarded, choose_tuning, nan_like
 from tests.native.test_forward import assert_right, forward
 from tests.native.test_prune import ADVERSARIAL, adversarial
 
-pytestmark = pytest.mark.usefixtures("streaming")
+pytestmark = pytest.mark.usefixtures("tuning")
 
 MOST_ROWS = 8  # kDecodeRows
 NEAR, CHUNK = 128, 512  # kNearKeys, kMinChunkKeys
@@ -84,8 +84,8 @@ def test_blocks_are_those_of_the_chosen_cpu() -> None:
     """So the tests of this file see every size of the table."""
     case = Case("", 1, 1, 1, 1, 4096, 128)
     blocks = []
-    for row in range(choose_streaming(-1)):
-        choose_streaming(row)
+    for row in range(choose_tuning(-1)):
+        choose_tuning(row)
         stats: dict[str, int] = {}
         forward(case, make_inputs(case), prune=False, stats=stats)
         blocks.append(stats["tiles_visited"])

@@ -16,7 +16,7 @@ from tests.cases import DTYPES, Case, make_inputs
 from tests.native.plain import ISAS
 from tests.native.test_forward import assert_right, forward
 
-pytestmark = pytest.mark.usefixtures("streaming")
+pytestmark = pytest.mark.usefixtures("tuning")
 
 TURNS = 32  # kMostHeads
 

@@ -15,6 +15,8 @@ from tests.compare import EPSILON, assert_close
 from tests.native.plain import FLOOR, ISAS, floor
 from tests.native.test_forward import forward
 
+pytestmark = pytest.mark.usefixtures("tuning")
+
 # A few rows take the decode path, more of them the tiles of attention_fwd.inl.h.
 BOTH_PATHS = pytest.mark.parametrize("rows", [3, 9], ids=["decode", "tiles"])
 

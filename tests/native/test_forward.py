@@ -21,6 +21,8 @@ from tests.native.plain import (
     truth_and_rival,
 )
 
+pytestmark = pytest.mark.usefixtures("tuning")
+
 
 def forward(case: Case, x: Any, **options: Any) -> tuple[Any, Any]:
     """Into memory full of NaN."""

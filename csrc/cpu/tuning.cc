@@ -1,6 +1,6 @@
-// The table of streaming.h. Measured on Zen 4 and on Zen 5 (docs/design/0011): AMD's earlier CPUs count
-// as the one, all others as the other.
-#include "streaming.h"
+// The table of tuning.h. Measured on Zen 4 and on Zen 5 (docs/design/0015): AMD's earlier CPUs count as
+// the one, all others as the other.
+#include "tuning.h"
 
 #include <atomic>
 
@@ -16,14 +16,14 @@ bool is_any() { return true; }
 
 struct Row {
   bool (*here)();
-  Streaming streaming;
+  Tuning tuning;
 };
 
-// Zen 4 drops requests when there are many, those for the first level most of all; Zen 5 gains by
-// each. The first row that is here counts.
+// The first row that is here counts. Zen 4 drops requests to memory when there are many, those for the
+// first level most of all; Zen 5 gains by each. Zen 4 executes vectors of 512 bits in two halves.
 constexpr Row kRows[] = {
-    {is_zen_1_to_4, {{8192, 8192}, {1024, 512}, false}},
-    {is_any, {{32768, 8192}, {4096, 8192}, true}},
+    {is_zen_1_to_4, {{8192, 8192}, {1024, 512}, false, true}},
+    {is_any, {{32768, 8192}, {4096, 8192}, true, false}},
 };
 constexpr int kCount = sizeof(kRows) / sizeof(kRows[0]);
 
@@ -37,13 +37,13 @@ std::atomic<int> chosen{-1};
 
 }  // namespace
 
-const Streaming& streaming() noexcept {
+const Tuning& tuning() noexcept {
   static const int here = of_this_cpu();
   const int row = chosen.load(std::memory_order_relaxed);
-  return kRows[row < 0 ? here : row].streaming;
+  return kRows[row < 0 ? here : row].tuning;
 }
 
-int choose_streaming(int row) noexcept {
+int choose_tuning(int row) noexcept {
   if (row < kCount) chosen.store(row, std::memory_order_relaxed);
   return kCount;
 }
