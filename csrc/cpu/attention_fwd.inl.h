@@ -198,13 +198,14 @@ CopiedHead<V> copy_head(const FwdCall<V>& call, const RowItem& item, int64_t las
   return {first, {w.head_keys, padded}, {w.head_values, padded}};
 }
 
-// How many row tiles share their keys: one where keys are used as they are, else as many as leave
-// enough items for many threads. It depends on the shape alone, because it decides where tiles of
-// keys begin and so how sums are rounded.
+// How many row tiles share their keys: one where keys are used as they are and stay near, else as many
+// as leave enough items for many threads. It depends on the shape and the CPU alone, because it
+// decides where tiles of keys begin and so how sums are rounded.
 template <class V>
 int64_t row_group(const AlibiProblem& p) {
   constexpr int64_t kItems = 16;
-  if (p.dtype == Operands<V>::kDtype) return 1;
+  const int64_t bytes = 2 * p.len_k * p.head_dim * int64_t{sizeof(Element<V>)};
+  if (p.dtype == Operands<V>::kDtype && bytes < tuning().far_bytes) return 1;
   const int64_t tiles = p.batch * p.heads_q * row_tiles<V>(p);
   return max_int64(1, min_int64(kRowGroup, tiles / kItems));
 }

@@ -14,6 +14,8 @@ bool is_zen_1_to_4() { return false; }
 #endif
 bool is_any() { return true; }
 
+constexpr int64_t kNever = INT64_MAX;
+
 struct Row {
   bool (*here)();
   Tuning tuning;
@@ -22,8 +24,8 @@ struct Row {
 // The first row that is here counts. Zen 4 drops requests to memory when there are many, those for the
 // first level most of all; Zen 5 gains by each. Zen 4 executes vectors of 512 bits in two halves.
 constexpr Row kRows[] = {
-    {is_zen_1_to_4, {{8192, 8192}, {1024, 512}, false, true}},
-    {is_any, {{32768, 8192}, {4096, 8192}, true, false}},
+    {is_zen_1_to_4, {{8192, 8192}, {1024, 512}, false, kNever, true}},
+    {is_any, {{32768, 8192}, {4096, 8192}, true, 2 << 20, false}},
 };
 constexpr int kCount = sizeof(kRows) / sizeof(kRows[0]);
 

@@ -13,6 +13,9 @@ struct Tuning {
   int64_t block_bytes[2];  // of K, after which V has its turn
   int64_t ahead_bytes[2];  // from what is read to what is asked for
   bool near;               // into the first level of the cache instead of the second
+  // From how many bytes of keys and values on a head is far away, so that tiles of rows had better
+  // share them.
+  int64_t far_bytes;
   // Whether half a vector of AVX-512 takes half the time (first_tile.inl.h).
   bool halves;
 };

@@ -122,6 +122,15 @@ def test_rows_that_share_converted_keys(causal: bool, bias: str, isa: str, dtype
             assert_right(case, dtype, isa=isa, prune=prune)
 
 
+@pytest.mark.parametrize("layout", ["BNSD", "BSND"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_that_share_far_keys(causal: bool, layout: str) -> None:
+    """16 heads of three tiles of rows, and 2 MB of keys and values: far_bytes of tuning.cc."""
+    case = Case("", 1, 16, 2, 130, 8192 + 7, 32, causal, layout=layout)
+    for prune in (False, True):
+        assert_right(case, "float32", prune=prune)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("causal", [True, False])
