@@ -51,7 +51,7 @@ namespace {
 
 template <class V>
 struct DecodeScratch {
-  float* q;    // [rows][padded], in log2 units
+  float* q;    // [rows][padded], in log2 units; or terms, where they are pairs (decode_call.inl.h)
   float* s;    // [rows][kBlockKeys]: scores, then weights
   float* sum;  // [padded]: add_values
   DecodeRow* row;
@@ -105,7 +105,7 @@ class DecodeUnit {
   // Takes in the block that begins at a key: all scores of `count` units of a chunk, then those of
   // their values that are needed.
   static void take(DecodeUnit* units, int count, int64_t key) {
-    DecodeUnit* turns[kMostHeads];
+    DecodeUnit* turns[kMostHeads] = {};
     const int keys = min_int(units->block(), units->reach_.end - key);
     for (int i = 0; i < count; ++i) turns[i] = units + i;
     in_turns(
@@ -136,13 +136,8 @@ class DecodeUnit {
   void load_row(int64_t r) {
     const int64_t b = head_ / problem_.heads_kv, g = head_ % problem_.heads_kv;
     const int64_t h = g * call_.group + r / problem_.len_q, i = r % problem_.len_q;
-    const typename V::Reg factor = V::set1(problem_.scale * kLog2E);
-    with_row(head_view(call_.args.q, problem_.dtype, b, h), i, [&](const auto* src) {
-      for (int d = 0; d < call_.padded; d += V::kWidth) {
-        const typename V::Reg x = V::load_first(src + d, min_int(V::kWidth, call_.dim - d));
-        V::store(w_.q + r * call_.padded + d, V::mul(x, factor));
-      }
-    });
+    with_query(r,
+               [&](auto* q) { load_query(head_view(call_.args.q, problem_.dtype, b, h), i, q); });
     const RowTile t = call_.row_tile(span_, h);
     const int64_t first = static_cast<int64_t>(t.first_row);
     const int64_t last = static_cast<int64_t>(t.last_row);
@@ -160,9 +155,38 @@ class DecodeUnit {
     row.m = near.m;
     row.near = near.l;
     if (!drops_) return;
-    row.q_norm = enlarged_norm(squared_norm<V>(w_.q + r * call_.padded, call_.padded));
+    with_query(r, [&](const auto* q) {
+      const float norm = enlarged_norm(squared_norm<V>(q, call_.padded));
+      row.q_norm = call_.pairs ? norm * Operands<V>::norm_factor(scale2()) : norm;
+    });
     row.reach = static_cast<float>(::log2(static_cast<double>(near.l)) + near.m) -
                 prune_constant(problem_, call_.args.slopes[h]);
+  }
+
+  float scale2() const { return problem_.scale * kLog2E; }
+
+  // Calls f(row r of q).
+  template <class F>
+  void with_query(int64_t r, F&& f) const {
+    if constexpr (kTerms<V> > 1) {
+      if (call_.pairs) return f(reinterpret_cast<Element<V>*>(w_.q) + r * call_.padded);
+    }
+    f(w_.q + r * call_.padded);
+  }
+
+  // Zeros beyond the head dim.
+  template <class Q>
+  void load_query(const HeadView& head, int64_t i, Q* q) const {
+    with_operand_row<V>(head, i, [&](const auto* src) {
+      for (int d = 0; d < call_.padded; d += V::kWidth) {
+        const int n = static_cast<int>(max_int64(0, min_int64(V::kWidth, call_.dim - d)));
+        if constexpr (sizeof(Q) == sizeof(float)) {
+          V::store(q + d, V::mul(V::load_first(src + d, n), V::set1(scale2())));
+        } else {
+          Operands<V>::copy(src + d, n, q + d);
+        }
+      }
+    });
   }
 
   int64_t blocks(const KeyRange& keys) const {
@@ -230,13 +254,15 @@ class DecodeUnit {
   // Scores, and below products with values, of some keys of the block that begins at a key.
   void score(int64_t block_begin, int first, int count, int64_t ahead) {
     const int64_t begin = block_begin + first;
-    with_row(k_, begin, [&](const auto* keys) {
+    with_operand_row<V>(k_, begin, [&](const auto* keys) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         constexpr int N = decltype(n)::value;
         with_dim(call_.dim, [&](auto kDim) {
-          dot_rows<V, decltype(kDim)::value, N>(
-              w_.q + r * call_.padded, call_.padded, keys, k_.stride, seen_keys, call_.dim,
-              prefetch(ahead, r, N), w_.s + r * kBlockKeys + first);
+          with_query(r, [&](const auto* q) {
+            dot_rows<V, decltype(kDim)::value, N>(q, call_.padded, keys, k_.stride, seen_keys,
+                                                  call_.dim, prefetch(ahead, r, N),
+                                                  w_.s + r * kBlockKeys + first);
+          });
         });
       });
     });
@@ -279,12 +305,13 @@ class DecodeUnit {
     float* s = w_.s + r * kBlockKeys;
     const float distance = static_cast<float>(begin - row.position);
     const typename V::Reg none = V::set1(-__builtin_inff()), slope = V::set1(row.slope2);
+    const typename V::Reg factor = V::set1(call_.pairs ? scale2() : 1.0f);
     typename V::Reg largest = none;
     for (int k = 0; k < count; k += V::kWidth) {
       const typename V::Reg lane = V::add(V::iota(), V::set1(static_cast<float>(k)));
       const typename V::Reg ahead = V::add(lane, V::set1(distance));
       const typename V::Reg bias = linear_ ? ahead : V::sub(V::zero(), V::abs(ahead));
-      typename V::Reg x = V::fma(slope, bias, V::load(s + k));
+      typename V::Reg x = V::fma(slope, bias, Operands<V>::score(V::load(s + k), factor));
       x = V::select(V::lt(lane, V::set1(static_cast<float>(count))), x, none);
       largest = V::max(x, largest);  // NaN is passed over
       V::store(s + k, x);
@@ -320,7 +347,7 @@ class DecodeUnit {
 
   void add(int64_t block_begin, int first, int count, int64_t ahead) {
     const int64_t begin = block_begin + first;
-    with_row(v_, begin, [&](const auto* values) {
+    with_operand_row<V>(v_, begin, [&](const auto* values) {
       for_rows(begin, count, [&](auto n, int64_t r, int seen_keys) {
         constexpr int N = decltype(n)::value;
         with_dim(call_.dim, [&](auto kDim) {

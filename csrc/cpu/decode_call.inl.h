@@ -116,6 +116,7 @@ struct DecodeCall {
   int64_t ahead;  // bytes from what is read to what is asked for
   bool near;      // into the first level of the cache
   int lead;       // heads between one whose turn it is and the one whose rows it asks for
+  bool pairs;     // of elements: K meets q as such where rows are enough for arithmetic to count
   bool prune;
   const KeyNormTable<V>& norms;
   const DecodeOrder& order;
@@ -130,11 +131,12 @@ struct DecodeCall {
         head_groups(cpu::head_groups(a)),
         together(divide_up(a.problem.heads_kv, head_groups)),
         dim(static_cast<int>(a.problem.head_dim)),
-        padded(round_up(dim, V::kWidth)),
+        padded(round_up(dim, V::kWidth * kTerms<V>)),
         block(block_keys(a.problem, tuning().block_bytes[size() == 2])),
         ahead(tuning().ahead_bytes[size() == 2]),
         near(tuning().near),
         lead(static_cast<int>(max_int64(1, kTurnAhead / (dim * size())))),
+        pairs(kTerms<V> > 1 && rows > 2),
         prune(prunable(a.problem)),
         norms(key_norms),
         order(turns),

@@ -30,46 +30,68 @@ constexpr int value_registers() {
   return room >= 8 * N ? 8 : room >= 4 * N ? 4 : 2;
 }
 
-// How a register of a key or value is read: whole, or the last n elements of a row.
+// How the elements of a row are read, a register whole or its first n elements and zeros, and what
+// multiplies them: as numbers, or as the terms of operands.inl.h.
 template <class V>
-struct LoadAll {
+struct Numbers {
+  static constexpr int kElements = V::kWidth;
+  static ALIBI_INLINE typename V::Reg mac(typename V::Reg a, typename V::Reg b, typename V::Reg c) {
+    return V::fma(a, b, c);
+  }
   template <class T>
-  ALIBI_INLINE typename V::Reg operator()(const T* p) const {
+  static ALIBI_INLINE typename V::Reg load(const T* p) {
     return V::load(p);
   }
-};
-template <class V>
-struct LoadFirst {
-  int n;
   template <class T>
-  ALIBI_INLINE typename V::Reg operator()(const T* p) const {
+  static ALIBI_INLINE typename V::Reg load(const T* p, int n) {
     return V::load_first(p, n);
   }
 };
+template <class V>
+struct Terms {
+  static constexpr int kElements = V::kWidth * kTerms<V>;
+  static ALIBI_INLINE typename V::Reg mac(typename V::Reg a, typename V::Reg b, typename V::Reg c) {
+    return Operands<V>::mac(a, b, c);
+  }
+  template <class T>
+  static ALIBI_INLINE typename V::Reg load(const T* p) {
+    return Operands<V>::load_row(p);
+  }
+  template <class T>
+  static ALIBI_INLINE typename V::Reg load(const T* p, int n) {
+    return Operands<V>::load_row(p, n);
+  }
+};
+
+// What q is decides how keys are read.
+template <class V, class Q>
+struct Keys : Terms<V> {};
+template <class V>
+struct Keys<V, float> : Numbers<V> {};
 
 // Calls f(d, x, i) for the registers x[m] at element d of M rows, one after the other, i = 0 and 1 in
-// turn; of the last one perhaps only a part is there, and zeros. kDim is the length of the rows where
-// the compiler knows it, or 0.
-template <class V, int kDim, int M, class T, class F>
+// turn. kDim is the length of the rows where the compiler knows it, or 0.
+template <class V, class Read, int kDim, int M, class T, class F>
 ALIBI_INLINE void for_registers(const T* const (&rows)[M], int any_dim, F&& f) {
+  constexpr int kStep = Read::kElements;
   const int dim = kDim != 0 ? kDim : any_dim;
-  auto take = [&](int d, int i, auto load) {
+  auto take = [&](int d, int i, auto... n) {
     typename V::Reg x[M];
 #pragma GCC unroll 2
-    for (int m = 0; m < M; ++m) x[m] = load(rows[m] + d);
+    for (int m = 0; m < M; ++m) x[m] = Read::load(rows[m] + d, n...);
     f(d, x, i);
   };
   int d = 0;
 #pragma GCC unroll 8
-  for (; d + 2 * V::kWidth <= dim; d += 2 * V::kWidth) {
-    take(d, 0, LoadAll<V>());
-    take(d + V::kWidth, 1, LoadAll<V>());
+  for (; d + 2 * kStep <= dim; d += 2 * kStep) {
+    take(d, 0);
+    take(d + kStep, 1);
   }
-  if (d + V::kWidth <= dim) {
-    take(d, 0, LoadAll<V>());
-    d += V::kWidth;
+  if (d + kStep <= dim) {
+    take(d, 0);
+    d += kStep;
   }
-  if (d < dim) take(d, 1, LoadFirst<V>{dim - d});
+  if (d < dim) take(d, 1, dim - d);
 }
 
 // Calls f(Count<kDim>()) with the head dim, if it is a usual one.
@@ -139,22 +161,23 @@ constexpr int keys_at_a_time() {
 
 // acc[n * K + k] = lanes whose total is <q[n], key k>, for N rows and the keys [k, k + M) of K. Long rows
 // have two sums, so that enough multiply-adds are in flight.
-template <class V, int kDim, int N, int M, class T>
-ALIBI_INLINE void dot_keys(const float* q, int64_t q_stride, const T* const (&keys)[M], int dim,
-                           int k, typename V::Reg (&acc)[V::kWidth]) {
+template <class V, int kDim, int N, int M, class Q, class T>
+ALIBI_INLINE void dot_keys(const Q* q, int64_t q_stride, const T* const (&keys)[M], int dim, int k,
+                           typename V::Reg (&acc)[V::kWidth]) {
+  using Read = Keys<V, Q>;
   constexpr int K = V::kWidth / N;
-  constexpr int kSums = N == 1 && (kDim == 0 || kDim > 4 * V::kWidth) ? 2 : 1;
+  constexpr int kSums = N == 1 && (kDim == 0 || kDim > 4 * Read::kElements) ? 2 : 1;
   typename V::Reg sum[kSums][N][M];
 #pragma GCC unroll 8
   for (int i = 0; i < kSums * N * M; ++i) sum[i / (N * M)][i / M % N][i % M] = V::zero();
-  for_registers<V, kDim>(keys, dim, [&](int d, const typename V::Reg(&x)[M], int i) {
+  for_registers<V, Read, kDim>(keys, dim, [&](int d, const typename V::Reg(&x)[M], int i) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      const typename V::Reg row = V::load(q + n * q_stride + d);
+      const typename V::Reg row = Read::load(q + n * q_stride + d);
 #pragma GCC unroll 2
       for (int m = 0; m < M; ++m) {
         typename V::Reg& s = sum[i % kSums][n][m];
-        s = V::fma(x[m], row, s);
+        s = Read::mac(x[m], row, s);
       }
     }
   });
@@ -166,9 +189,9 @@ ALIBI_INLINE void dot_keys(const float* q, int64_t q_stride, const T* const (&ke
 }
 
 // The scores of N rows for kWidth / N keys; where only `valid` of them exist, the others repeat the
-// last one. q has rows of q_stride floats, zero beyond dim.
-template <class V, int kDim, int N, class T>
-void dot_group(const float* q, int64_t q_stride, const T* keys, int64_t stride, int valid, int dim,
+// last one. q has rows of q_stride elements, zero beyond dim.
+template <class V, int kDim, int N, class Q, class T>
+void dot_group(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int valid, int dim,
                const Prefetch& prefetch, float* s) {
   constexpr int W = V::kWidth, K = W / N, M = keys_at_a_time<V, N>();
   typename V::Reg acc[W];
@@ -195,8 +218,8 @@ void dot_group(const float* q, int64_t q_stride, const T* keys, int64_t stride, 
 }
 
 // s[n][k] for N rows and `count` keys, and something for the keys up to a multiple of kWidth / N.
-template <class V, int kDim, int N, class T>
-void dot_rows(const float* q, int64_t q_stride, const T* keys, int64_t stride, int count, int dim,
+template <class V, int kDim, int N, class Q, class T>
+void dot_rows(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int count, int dim,
               const Prefetch& prefetch, float* s) {
   constexpr int K = V::kWidth / N;
   int k = 0;
@@ -248,8 +271,9 @@ ALIBI_INLINE void add_dims(const float* p, const T* values, int64_t stride, int 
                            const Prefetch& prefetch, float* o, int64_t o_stride) {
   int d = 0;
   for (; d + R * V::kWidth <= dim; d += R * V::kWidth) {
-    add_registers<V, N, R>(p, values + d, stride, count, prefetch.once(d), LoadAll<V>(), o + d,
-                           o_stride);
+    add_registers<V, N, R>(
+        p, values + d, stride, count, prefetch.once(d),
+        [](const T* p) { return Numbers<V>::load(p); }, o + d, o_stride);
   }
   if constexpr (R > 1) {
     if (d < dim) {
@@ -257,7 +281,7 @@ ALIBI_INLINE void add_dims(const float* p, const T* values, int64_t stride, int 
                             o_stride);
     }
   } else if (d < dim) {
-    const LoadFirst<V> load{dim - d};
+    auto load = [n = dim - d](const T* p) { return Numbers<V>::load(p, n); };
     add_registers<V, N, 1>(p, values + d, stride, count, prefetch.once(d), load, o + d, o_stride);
   }
 }
@@ -272,7 +296,7 @@ void add_in_memory(const float* p, const T* values, int64_t stride, int count, i
     prefetch.ask<kDim * sizeof(T)>(values);
     const typename V::Reg weight = V::set1(p[j]);
     const T* const row[] = {values};
-    for_registers<V, kDim>(row, dim, [&](int d, const typename V::Reg(&x)[1], int) {
+    for_registers<V, Numbers<V>, kDim>(row, dim, [&](int d, const typename V::Reg(&x)[1], int) {
       V::store(sum + d, V::fma(weight, x[0], V::load(sum + d)));
     });
   }
