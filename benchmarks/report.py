@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import plots
 import targets
 from layouts import BNSD
 from models import FUSED, KERNEL, LAYER, LAYER_UNDER_JIT, PRODUCTS
@@ -26,7 +27,6 @@ from tables import (
     OURS,
     PRUNED,
     Row,
-    best_peer,
     by_case,
     column,
     grid,
@@ -63,12 +63,28 @@ TARGETS_TEXT = (
 )
 
 
+def runs(results: Path) -> list[Path]:
+    """Of all machines, the newest last. Other programs' tables lie beside them."""
+    return sorted(results.glob("*/????-??-??-*.csv"), key=lambda p: p.stem)
+
+
 def newest() -> Path:
-    # Other programs' tables lie beside the runs.
-    runs = sorted(RESULTS.glob("*/????-??-??-*.csv"), key=lambda p: p.stem)
-    if not runs:
+    if not runs(RESULTS):
         sys.exit("no results yet: run `make bench` first")
-    return runs[-1]
+    return runs(RESULTS)[-1]
+
+
+def elsewhere(path: Path) -> list[str]:
+    """The targets on every other machine, by its newest run."""
+    lines = []
+    for run in {run.parent: run for run in runs(path.parent.parent)}.values():
+        if run.parent == path.parent:
+            continue
+        commit = json.loads(run.with_suffix(".json").read_text())["commit"]
+        text = f"From `{run.relative_to(REPOSITORY)}`, measured on commit `{commit}`."
+        lines += [f"## Targets on {run.parent.name}", "", text, ""]
+        lines += [*targets.section(read(run)), ""]
+    return lines
 
 
 def cell(row: Row | None) -> str:
@@ -111,54 +127,9 @@ def absences(rows: list[Row]) -> list[str]:
     return [f"- {name}: {status} ({count} cases)" for (name, status), count in reasons.items()]
 
 
-def growth_plot(rows: list[Row], names: list[str], path: Path, title: str, axis: str) -> None:
-    """Log-log plot of time against length, one line per provider."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for name in names:
-        points = [r for r in rows if r["provider"] == name and r["median_ms"]]
-        if points:
-            lengths = [int(r["keys"]) for r in points]
-            times = [float(r["median_ms"]) for r in points]
-            axes.loglog(lengths, times, marker="o", markersize=4, label=name)
-    axes.set(xlabel=axis, ylabel="milliseconds (median)", title=title)
-    axes.set_xscale("log", base=2)
-    axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-# suite -> the length at which the best peer is chosen, the file, the title, the axis
-PLOTS = {
-    "growth": (
-        "8192",
-        "growth.png",
-        "Forward, causal, float32, 8 heads, head_dim 64",
-        "sequence length",
-    ),
-    "growth-decode": (
-        "32768",
-        "decode.png",
-        "Decode, float32, 32 heads, head_dim 128",
-        "keys in the cache",
-    ),
-}
-
-
 def plot(suite: str, rows: list[Row]) -> list[str]:
     """Draws ours and the best peer, and shows the picture."""
-    length, name, title, axis = PLOTS[suite]
-    peer = best_peer([r for r in rows if r["keys"] == length])
-    ours = [OURS, PRUNED, *([NORMS_KEPT] if suite == "growth-decode" else [])]
-    names = [*ours, *([peer["provider"]] if peer else [])]
-    growth_plot(rows, names, IMAGES / name, title, axis)
-    return [f"![{suite}](images/{name})", ""]
+    return [f"![{suite}](images/{plots.draw(suite, rows, IMAGES)})", ""]
 
 
 def lookup(rows: list[Row]) -> dict[tuple[str, str], Row]:
@@ -323,14 +294,14 @@ def page(path: Path) -> str:
     for suite, title in TITLES.items():
         part = [r for r in rows if r["suite"] == suite]
         if part:
-            picture = plot(suite, part) if suite in PLOTS else []
+            picture = plot(suite, part) if suite in plots.PLOTS else []
             lines += [f"## {title}", "", *picture, *table(part), ""]
     lines += memory_table(rows)
     for suite, (title, section) in SECTIONS.items():
         part = [r for r in rows if r["suite"] == suite]
         if part:
             lines += [f"## {title}", "", *section(part), ""]
-    lines += ["## Not measured, and why", "", *absences(rows), ""]
+    lines += ["## Not measured, and why", "", *absences(rows), "", *elsewhere(path)]
     return "\n".join(lines)
 
 

@@ -293,6 +293,24 @@ def test_report_renders_every_suite(
             assert len({row.count("|") for row in lines[start:end]}) == 1, line
 
 
+def test_report_names_the_targets_on_other_machines(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest run of each, and not the machine of the page."""
+    here, there = tmp_path / "results" / "here", tmp_path / "results" / "there"
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+        for suffix in (".csv", ".json"):
+            for day in (1, 2):
+                text = results.with_suffix(suffix).read_text()
+                (folder / f"2026-01-0{day}-0000-abcdef{suffix}").write_text(text)
+    monkeypatch.setattr(report, "REPOSITORY", tmp_path)
+    lines = report.elsewhere(here / "2026-01-02-0000-abcdef.csv")
+    assert [x for x in lines if x.startswith("## ")] == ["## Targets on there"]
+    assert any("results/there/2026-01-02-0000-abcdef.csv" in x for x in lines)
+    assert sum(x.startswith(f"| {targets.TARGETS[0].text} ") for x in lines) == 1
+
+
 def test_summary_for_the_readme(results: Path, tmp_path: Path) -> None:
     """Provider i of a suite takes i + 2.5 ms, so that the best peer takes 11.5 ms, ours 2.5 ms."""
     lines = report.summary(report.read(results), "some.csv")

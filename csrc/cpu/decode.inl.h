@@ -12,11 +12,12 @@
 //
 // A unit walks its chunk in blocks of keys, in the order of memory: the scores of a block, lanes =
 // head dim (micro_decode.inl.h); bias, maximum and 2^x, lanes = keys; weights times V. A block is
-// as many bytes in any dtype and head dim: K and V take turns, and nothing is read while its scores
-// become weights, so that blocks of few bytes wait too often and those of many for too long. Each
-// row keeps a true running maximum m, the sum l of its weights relative to 2^m, and o. The parts of
-// a row are combined in the order of the chunks. Which chunks there are depends on the shapes, the
-// strides, the spans, pruning and whether there are norms, so results do not depend on the threads.
+// as many bytes in any head dim: K and V take turns, and nothing is read while its scores become
+// weights, so that blocks of few bytes wait too often and those of many for too long. How many bytes,
+// and how far ahead to ask for the next ones, is the CPU's (tuning.h). Each row keeps a true running
+// maximum m, the sum l of its weights relative to 2^m, and o. The parts of a row are combined in the
+// order of the chunks. Which chunks there are depends on the shapes, the strides, the spans, pruning
+// and whether there are norms, so results do not depend on the threads.
 //
 // Pruning (docs/maths.md, Rule D). Chunk 0 goes first; its sums tell the other chunks what is
 // negligible. Half of 2^-24 may be lost to each of two tests:
