@@ -245,17 +245,17 @@ class FwdItem {
       if (!rows.diagonal.empty()) {
         LoadedTile<V> loaded = load(rows.diagonal);
         visit(g, true, -rows.slope2, loaded);
+        ++allowed_;
       }
     }
     walk_side(true);
     walk_side(false);
-    int64_t visited = 0, allowed = 0;
+    int64_t visited = 0;
     for (int g = 0; g < count_; ++g) {
       finish_rows(g);
       visited += tiles_[g].visited;
-      allowed += count_tiles(tiles_[g].rows);
     }
-    count_work(args_.options, visited, allowed);
+    count_work(args_.options, visited, allowed_);
   }
 
  private:
@@ -341,6 +341,7 @@ class FwdItem {
     auto nearest = [&](int count) {
       return left ? KeyRange{run.end - count, run.end} : KeyRange{run.begin, run.begin + count};
     };
+    if (!run.empty()) allowed_ += (last - first) * count_tiles(run);
     while (!run.empty()) {
       const int whole = min_int(kTileKeys, run.end - run.begin);
       int reach[kRowGroup];
@@ -505,8 +506,9 @@ class FwdItem {
   const int dim_;
   const bool halves_;  // a masked tile of keys may take its half vectors by themselves
   int64_t batch_, head_, first_tile_;
-  int count_;    // tiles
-  bool unread_;  // the first item of a head that is not copied: its values may be far away
+  int64_t allowed_ = 0;  // tiles of keys, of all rows together
+  int count_;            // tiles of rows
+  bool unread_;          // the first item of a head that is not copied: its values may be far away
   HeadView k_, v_;
   KeyNorms norms_;
   float slope_;

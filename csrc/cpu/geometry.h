@@ -166,9 +166,11 @@ void fill_ramp(const TileBias& bias, int count, float factor, float* ramp) {
 }
 constexpr int kRampFloats = kTileKeys + 16;
 
+ALIBI_INLINE int64_t count_tiles(const KeyRange& run) {
+  return (run.end - run.begin + kTileKeys - 1) / kTileKeys;
+}
 ALIBI_INLINE int64_t count_tiles(const RowTile& t) {
-  auto tiles = [](const KeyRange& r) { return (r.end - r.begin + kTileKeys - 1) / kTileKeys; };
-  return (t.diagonal.empty() ? 0 : 1) + tiles(t.left) + tiles(t.right);
+  return (t.diagonal.empty() ? 0 : 1) + count_tiles(t.left) + count_tiles(t.right);
 }
 
 // Calls visit(KeyTile) for the tiles of a row tile, nearest first. Before each tile but the very
