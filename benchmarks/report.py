@@ -285,7 +285,8 @@ def page(path: Path) -> str:
         "floor is the bytes of K and V, it follows from the ceilings.",
         "Pruned rows do less work than the floor counts, and short caches stay in the processor's:",
         "both may pass 100%. Every result was compared with float64 before it was timed; providers",
-        "take turns call by call, so the ratios in a column carry over to other machines.",
+        "take turns call by call, so that the ratios in a column do not depend on the minute. They",
+        "do depend on the machine: what others gave is at the end.",
         f"\\*: fewer than {FEW_SAMPLES} samples fitted into the time of the case.",
         "",
     ]

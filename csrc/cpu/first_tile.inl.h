@@ -1,6 +1,7 @@
 // The pieces of the first tile of keys that a tile of query rows visits. Without a mask all rows see
 // all of its keys. Under a causal one the tile is the diagonal, and its keys form strips, each seen
-// by fewer rows than the one before. Where half a vector takes half the time, a strip is as tall:
+// by fewer rows than the one before. Where half a vector takes half the time (tuning.h), a strip is as
+// tall:
 //
 //              rows    0 .. 15     16 .. 31     32 .. 47
 //   keys  0 ..  7    [ crossed  |   whole    |   whole  ]

@@ -23,6 +23,7 @@ struct Row {
 
 // The first row that is here counts. Zen 4 drops requests to memory when there are many, those for the
 // first level most of all; Zen 5 gains by each. Zen 4 executes vectors of 512 bits in two halves.
+// {here, {block_bytes, ahead_bytes, near, far_bytes, halves}}
 constexpr Row kRows[] = {
     {is_zen_1_to_4, {{8192, 8192}, {1024, 512}, false, kNever, true}},
     {is_any, {{32768, 8192}, {4096, 8192}, true, 2 << 20, false}},
