@@ -1,4 +1,5 @@
-"""Our kernels on the three layouts they read in place: BNSD, BSND and a packed projection.
+"""Our kernels on the three layouts they read in place: BNSD, BSND and a packed projection; and a
+packed projection with spans, which say that nothing is padding: what a padded batch pays for it.
 
 Results and gradients are written to arrays that exist, in the layout of the inputs, so that
 nothing but the strides differs.
@@ -6,6 +7,7 @@ nothing but the strides differs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from providers import Arrays, Prepared, Provider
 Tensors = dict[str, np.ndarray]
 
 
-def _prepare(case: Case, tensors: Tensors, layout: str, prune: bool) -> Prepared:
+def _prepare(
+    case: Case, tensors: Tensors, layout: str, prune: bool, spans: np.ndarray | None = None
+) -> Prepared:
     """A call on q, k, v, dout, and out, dq, dk, dv to write to; all of them views in `layout`."""
     from alibi_kernels import native
 
@@ -25,6 +29,7 @@ def _prepare(case: Case, tensors: Tensors, layout: str, prune: bool) -> Prepared
         "prune": prune,
         "threads": case.threads,
         "input_layout": layout,
+        "spans": spans,
     }
     inputs = tuple(tensors[n] for n in ("q", "k", "v"))
     lse = np.empty((case.batch, case.heads, case.queries), np.float32)
@@ -63,7 +68,9 @@ def bsnd(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
     return _prepare(case, moved | results, "BSND", prune)
 
 
-def packed(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
+def packed(
+    case: Case, inputs: Arrays, *, prune: bool = False, with_spans: bool = False
+) -> Prepared:
     """Thirds of one [B, S, 3, H, D] array in the model's order; the gradients too."""
     order = "kqv"
     thirds = np.stack([np.swapaxes(inputs[n], 1, 2) for n in order], axis=2)
@@ -72,7 +79,8 @@ def packed(case: Case, inputs: Arrays, *, prune: bool = False) -> Prepared:
     tensors |= {f"d{n}": gradients[:, :, i] for i, n in enumerate(order)}
     tensors["dout"] = np.ascontiguousarray(np.swapaxes(inputs["dout"], 1, 2))
     tensors["out"] = np.empty_like(tensors["dout"])
-    return _prepare(case, tensors, "BSND", prune)
+    spans = np.array([(0, case.keys, 0)] * case.batch, np.int32) if with_spans else None
+    return _prepare(case, tensors, "BSND", prune, spans)
 
 
 def _reads_any(case: Case) -> list[str]:
@@ -91,5 +99,11 @@ PROVIDERS = [
         (BNSD, bnsd, _reads_any, "[B, H, S, D]"),
         ("BSND", bsnd, _reads_any, "[B, S, H, D]"),
         ("packed", packed, _same_tokens, "thirds of [B, S, 3, H, D]"),
+        (
+            "packed, spans",
+            partial(packed, with_spans=True),
+            _same_tokens,
+            "of the whole length",
+        ),
     )
 ]

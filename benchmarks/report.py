@@ -206,7 +206,8 @@ def layouts_section(rows: list[Row]) -> list[str]:
             against(case, name) for name in unique(r["provider"] for r in rows)
         ]
     columns = unique(r["provider"] for r in rows)
-    return ["Milliseconds (relative to BNSD), dense, float32.", "", *grid("", columns, lines)]
+    text = "Milliseconds (relative to BNSD), dense, float32. The spans say that nothing is padding."
+    return [text, "", *grid("", columns, lines)]
 
 
 def overhead_section(rows: list[Row]) -> list[str]:

@@ -277,7 +277,7 @@ def test_report_renders_every_suite(
         assert f"| {target.text} | {target.needed} | " in page
     assert (tmp_path / "images" / "growth.png").stat().st_size > 1000
     # Provider i of a suite takes i + 2.5 ms; the last was not measured.
-    assert "| forward (1,8,512,32) | 2.5 (1.00) | 3.5 (1.40) | - |" in page  # layouts
+    assert "| forward (1,8,512,32) | 2.5 (1.00) | 3.5 (1.40) | 4.5 (1.80) | - |" in page
     assert "| native.attention_forward | - | - |" in page  # overhead
     assert "| builtin add | 2,500.0 | 3,500.0 |" in page
     assert "| ALiBiTransformer, fused (graph) | 2,000 (20.1 MB) | 2,000 (20.1 MB) |" in page
@@ -285,7 +285,7 @@ def test_report_renders_every_suite(
     assert (
         "| training, 1 layers, d_model 256, batch 8, length 256 | 2.5 | 4.5 | - | - | 3.5 |" in page
     )
-    assert "- packed: no such thing here (13 cases)" in page
+    assert "- packed, spans: no such thing here (13 cases)" in page
     lines = page.splitlines()
     for start, line in enumerate(lines[:-1]):  # each table has the same number of cells throughout
         if lines[start + 1].startswith("|---"):

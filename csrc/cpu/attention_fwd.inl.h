@@ -156,22 +156,22 @@ bool head_fits(const AlibiProblem& p) {
   return p.len_k <= most / (2 * dim * static_cast<int64_t>(sizeof(Element<V>)));
 }
 
-// Whether a call copies its heads: those that fit, if they have to be converted, or if their rows lie
-// so far apart that they share few sets of the cache. At 8192 keys of 64 dims that is 4 MB a thread.
-// Not where pruning leaves most of them to none of the rows.
+// Whether a call copies its heads: those that fit, if they have to be converted or padded, or if their
+// rows lie so far apart that they share few sets of the cache. At 8192 keys of 64 dims that is 4 MB a
+// thread. Not where pruning leaves most of them to none of the rows.
 template <class V>
 bool copies_heads(const AlibiAttentionFwdArgs& a) {
   const AlibiProblem& p = a.problem;
-  if (a.spans != nullptr || !head_fits<V>(p)) return false;
+  if (!head_fits<V>(p)) return false;
   if (p.prune != 0 && p.len_q < p.len_k / 2) return false;
   const int64_t row = a.k.stride_s + a.v.stride_s;
   const bool apart =
       row > 2 * int64_t{p.head_dim} && row * p.len_k * int64_t{sizeof(Element<V>)} > kCacheBytes;
-  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || apart;
+  return kTerms<V> > 1 || p.dtype != Operands<V>::kDtype || p.head_dim % V::kKeys != 0 || apart;
 }
 
-// Copies what the rows of the tiles up to `last` may see. Pairs of keys begin where most tiles do: at
-// the keys before the last one by an even number.
+// Copies what the rows of the items up to `last` may see. Pairs of keys begin where most tiles do: an
+// even number of keys before where the rows end.
 template <class V>
 CopiedHead<V> copy_head(const FwdCall<V>& call, const RowItem& item, int64_t last,
                         const FwdScratch<V>& w) {
@@ -180,9 +180,12 @@ CopiedHead<V> copy_head(const FwdCall<V>& call, const RowItem& item, int64_t las
   const int64_t head = call.key_head(item.head);
   const HeadView k = head_view(call.args.k, p.dtype, item.batch, head);
   const HeadView v = head_view(call.args.v, p.dtype, item.batch, head);
-  const int64_t first = p.len_k % kTerms<V>;
+  const Span span = span_of(p, call.args.spans, item.batch);
+  const int64_t rows_end = span.q_start + p.len_q;
+  const int64_t first = span.kv_start + ((rows_end - span.kv_start) & (kTerms<V> - 1));
   const int64_t hidden = (call.groups - 1 - last) * call.group * kRows<V>;
-  const int count = static_cast<int>(p.len_k - first - (p.causal != 0 ? hidden : 0));
+  const int64_t end = p.causal != 0 ? min_int64(span.kv_end, rows_end - hidden) : span.kv_end;
+  const int count = static_cast<int>(max_int64(0, end - first));
   const int64_t padded = round_up(dim, V::kWidth);
   with_operand_row<V>(k, first, [&](const auto* src) {
     copy_rows<V>(src, k.stride, count, dim, w.head_keys, kRowsAhead);
@@ -554,9 +557,9 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& a, int threads) {
   const double pairs = static_cast<double>(p.batch * p.heads_q) * p.len_q * p.len_k;
   // A thread that has the rows of a head to itself is the only one to fetch its keys and values, and
   // that has the heads of a batch item, which may share lines of the cache, the only one to write them.
-  // Not where spans make the heads differ.
-  const bool alike = a.spans == nullptr && head_fits<V>(p);
-  const int64_t together = !alike ? 1 : p.prune != 0 ? call.groups : call.groups * p.heads_q;
+  const int64_t together = !head_fits<V>(p) ? 1
+                           : p.prune != 0   ? call.groups
+                                            : call.groups * p.heads_q;
   return run_together(p.batch * p.heads_q * call.groups, together, threads,
                       4.0 * pairs * p.head_dim, layout.floats, &attention_fwd_run<V>, &call);
 }

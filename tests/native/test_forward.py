@@ -142,13 +142,16 @@ def test_rows_that_share_far_keys(causal: bool, layout: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_heads_that_a_thread_copies(causal: bool, isa: str, dtype: str) -> None:
-    """A thread that takes whole heads copies their keys where it has to convert them or where their
-    rows lie 4 KB apart. Of 500 threads each takes single tiles of rows, and nothing is copied.
+    """A thread that takes whole heads copies their keys where it has to convert them, where their
+    rows lie 4 KB apart, and where float32 values would be copied for each tile of rows, at odd head
+    dims. Of 500 threads each takes single tiles of rows, and nothing is copied.
 
     Even and odd numbers of keys and of head dims, as many rows or fewer; pairs of keys that begin
     at the other parity; runs that begin within a head, where the first tile of rows decides how far
-    a causal copy goes, and that end within the next one of a group; pruning parts such heads.
+    a causal copy goes, and that end within the next one of a group; pruning parts such heads;
+    padding before and behind the keys, rows that stand further on, a sequence without keys.
     """
+    padded = ((0, 301, 0), (37, 301, 0), (0, 150, 0), (8, 8, 0))
     wide = {"layout": "BSND", "causal": causal}
     for case in (
         Case("", 2, 4, 2, 301, 301, 8, **wide),
@@ -156,6 +159,9 @@ def test_heads_that_a_thread_copies(causal: bool, isa: str, dtype: str) -> None:
         Case("", 1, 16, 16, 260, 260, 64, **wide),
         Case("", 1, 3, 1, 672, 672, 8, causal=causal),
         Case("", 1, 4, 2, 255, 511, 5, causal=causal, bias="signed"),
+        Case("", 4, 2, 2, 301, 301, 12, causal=causal, spans=padded),
+        Case("", 3, 4, 2, 260, 401, 8, **wide, spans=((1, 300, 42), (90, 400, 7), (3, 50, 141))),
+        Case("", 2, 16, 16, 260, 260, 64, **wide, spans=((11, 260, 0), (0, 133, 0))),
     ):
         for prune in (False, True):
             options: Any = {"isa": isa, "prune": prune}
@@ -177,6 +183,20 @@ def test_rows_do_not_see_what_follows_in_a_copied_head(isa: str, dtype: str) -> 
         out, lse = forward(case, x, isa=isa, prune=False, threads=1)
         assert np.isfinite(out[:, :first].astype(np.float32)).all()
         assert np.isfinite(lse[:, :, :first]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_of_a_copied_head_may_hold_anything(causal: bool, isa: str, dtype: str) -> None:
+    spans = ((37, 301, 0), (0, 150, 0))
+    case = Case("", 2, 16, 16, 301, 301, 64, causal, layout="BSND", spans=spans)
+    x = make_inputs(case, dtype)
+    want = [a.tobytes() for a in forward(case, x, isa=isa, threads=1)]
+    for b, (start, end, _) in enumerate(spans):
+        for tensor in (x.k, x.v):
+            tensor[b, :start], tensor[b, end:] = np.nan, np.nan
+    assert [a.tobytes() for a in forward(case, x, isa=isa, threads=1)] == want
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -238,6 +258,7 @@ def test_touches_nothing_outside_the_tensors(dtype: str, at_end: bool, isa: str)
         Case("", 1, 2, 2, 49, 129, 33, causal=False, layout="BSND"),
         Case("", 1, 1, 1, 17, 70, 13, spans=((3, 69, 40),)),
         Case("", 1, 1, 1, 3, 200, 40, causal=False, bias="signed"),
+        Case("", 1, 16, 16, 260, 260, 64, layout="BSND", spans=((3, 259, 0),)),
     ):
         x = make_inputs(case, dtype)
         guarded = Guarded(at_end)
