@@ -240,15 +240,19 @@ def section(rows: list[Row]) -> list[str]:
 
 
 def losses(rows: list[Row]) -> list[str]:
-    """One line for every case in which a peer is faster than our dense kernel."""
+    """One line for every case in which a peer is faster than our dense kernel, with the errors."""
     lines = []
     for case in by_case(rows).values():
         times, peer = over_best_peer(case, OURS), best_peer(case)
         if times is None or peer is None or times >= 1:
             continue
         pruned = over_best_peer(case, PRUNED)
+        ours = next(row for row in case if row["provider"] == OURS)
+        errors = f"; errors {peer['error']} and {ours['error']}" if ours["error"] else ""
         lines.append(
             f"- {case[0]['suite']}, {column(case[0])}: {peer['provider']} takes {times:.2f} of the "
-            f"time of our dense kernel" + (f", {pruned:.2f} of the pruned one" if pruned else "")
+            f"time of our dense kernel"
+            + (f", {pruned:.2f} of the pruned one" if pruned else "")
+            + errors
         )
     return lines or ["None in this run."]

@@ -247,6 +247,8 @@ def test_targets_are_met_or_missed_by_the_numbers() -> None:
     assert targets.losses(slower) == [
         "- forward, (1,16,1024,64): r takes 0.50 of the time of our dense kernel"
     ]
+    slower[0]["error"], slower[-1]["error"] = "1.0e-06", "2.0e-02"
+    assert targets.losses(slower)[0].endswith("of our dense kernel; errors 2.0e-02 and 1.0e-06")
 
 
 @pytest.mark.parametrize(

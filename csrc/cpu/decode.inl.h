@@ -54,6 +54,7 @@ template <class V>
 struct DecodeScratch {
   float* q;    // [rows][padded], in log2 units; or terms, where they are pairs (decode_call.inl.h)
   float* s;    // [rows][kBlockKeys]: scores, then weights
+  float* l;    // [rows][kWidth]: sums of weights, lane by lane, where no block's own sum matters
   float* sum;  // [padded]: add_values
   DecodeRow* row;
   int64_t floats;
@@ -62,6 +63,7 @@ struct DecodeScratch {
     Carver carve{base, 0};
     q = carve.take(call.rows * call.padded);
     s = carve.take(call.rows * kBlockKeys);
+    l = carve.take(call.rows * V::kWidth);
     sum = carve.take(call.padded);
     row = reinterpret_cast<DecodeRow*>(carve.take(call.rows * (sizeof(DecodeRow) / sizeof(float))));
     floats = carve.used;
@@ -127,7 +129,8 @@ class DecodeUnit {
     count_decode(call_.args.options, blocks(reach_), 0);
     for (int64_t r = 0; r < call_.rows; ++r) {
       const DecodeRow& row = w_.row[r];
-      call_.sums(head_, chunk_, r) = {row.m, row.l, row.dropped};
+      const float l = row.l + V::reduce_add(V::load(lanes(r)));
+      call_.sums(head_, chunk_, r) = {row.m, l, row.dropped};
     }
   }
 
@@ -149,6 +152,7 @@ class DecodeUnit {
     row.slope2 = t.slope2;
     row.m = -FLT_MAX;
     row.l = row.near = row.dropped = 0.0f;
+    V::store(lanes(r), V::zero());
     drops_ = call_.prune && (r == 0 || drops_) && call_.args.slopes[h] > 0;
     linear_ = t.linear;
     if (!call_.prune || chunk_ == 0) return;
@@ -165,6 +169,7 @@ class DecodeUnit {
   }
 
   float scale2() const { return problem_.scale * kLog2E; }
+  float* lanes(int64_t r) const { return w_.l + r * V::kWidth; }
 
   // Calls f(row r of q).
   template <class F>
@@ -288,11 +293,18 @@ class DecodeUnit {
 
   // Scores become weights. False: no row needs the values of this block.
   bool weigh(int64_t begin, int count) {
-    bool needed = !drops_;
+    if (!drops_) {
+      for (int64_t r = 0; r < call_.rows; ++r) {
+        const typename V::Reg sum = weigh_row(r, begin, seen(r, begin, count));
+        V::store(lanes(r), V::add(V::load(lanes(r)), sum));
+      }
+      return true;
+    }
+    bool needed = false;
     const float share = kDropShare / static_cast<float>(keys_.chunks());
     for (int64_t r = 0; r < call_.rows; ++r) {
       DecodeRow& row = w_.row[r];
-      row.block = weigh_row(r, begin, seen(r, begin, count));
+      row.block = V::reduce_add(weigh_row(r, begin, seen(r, begin, count)));
       needed |= !(row.dropped + row.block <= share * (row.near + row.l));
     }
     for (int64_t r = 0; r < call_.rows; ++r) {
@@ -301,7 +313,8 @@ class DecodeUnit {
     return needed;
   }
 
-  float weigh_row(int64_t r, int64_t begin, int count) {
+  // Returns the sums of the weights, lane by lane.
+  typename V::Reg weigh_row(int64_t r, int64_t begin, int count) {
     DecodeRow& row = w_.row[r];
     float* s = w_.s + r * kBlockKeys;
     const float distance = static_cast<float>(begin - row.position);
@@ -325,21 +338,22 @@ class DecodeUnit {
       sum = V::add(sum, p);
       V::store(s + k, p);
     }
-    return V::reduce_add(sum);
+    return sum;
   }
 
   // The maximum of row r grows: what has been summed is rescaled.
   void raise(int64_t r, typename V::Reg largest) {
     DecodeRow& row = w_.row[r];
-    float lanes[V::kWidth];
-    V::store(lanes, largest);
+    float values[V::kWidth];
+    V::store(values, largest);
     const float old = row.m;
-    for (const float x : lanes) row.m = x > row.m ? x : row.m;
+    for (const float x : values) row.m = x > row.m ? x : row.m;
     const typename V::Reg factor = exp2<V>(V::set1(old - row.m));
-    V::store(lanes, factor);
-    row.l *= lanes[0];
-    row.near *= lanes[0];
-    row.dropped *= lanes[0];
+    V::store(values, factor);
+    row.l *= values[0];
+    row.near *= values[0];
+    row.dropped *= values[0];
+    V::store(lanes(r), V::mul(V::load(lanes(r)), factor));
     float* o = o_ + r * call_.part_floats();
     for (int d = 0; d < call_.padded; d += V::kWidth) {
       V::store(o + d, V::mul(factor, V::load(o + d)));

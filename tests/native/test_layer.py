@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import alibi_kernels
 from alibi_kernels import _native, native
 from tests.compare import EPSILON, assert_close
 from tests.native.guarded import Guarded
-from tests.native.plain import ISAS, nan_like
+from tests.native.plain import ISAS, LIBRARY, nan_like
 
 EPS = EPSILON["float32"]
 NORM_EPSILON = 1e-5
@@ -277,12 +275,11 @@ class NormArgs(ctypes.Structure):
 )
 def test_what_a_c_caller_is_told(change: dict[str, Any], status: str) -> None:
     """The checks of the library itself; nothing is written when one of them fails."""
-    library = ctypes.CDLL(str(Path(alibi_kernels.__file__).parent / "_lib" / "libalibi_cpu.so"))
     memory = {n: np.full(12, 1, np.float32) for n in ("x", "gamma", "beta", "y", "mean", "rstd")}
     fields = {"rows": 3, "width": 4, "epsilon": 1e-5, "options": None}
     fields |= {name: array.ctypes.data for name, array in memory.items()}
-    got = library.alibi_layer_norm_fwd(ctypes.byref(NormArgs(**{**fields, **change})), None)
+    got = LIBRARY.alibi_layer_norm_fwd(ctypes.byref(NormArgs(**{**fields, **change})), None)
     assert _native.status_name(got) == status
-    assert library.alibi_layer_norm_fwd(None, None) == 1  # ALIBI_NULL_POINTER
+    assert LIBRARY.alibi_layer_norm_fwd(None, None) == 1  # ALIBI_NULL_POINTER
     if status != "ok":
         assert (memory["y"] == 1).all()
