@@ -99,11 +99,6 @@ PROVIDERS = [
         (BNSD, bnsd, _reads_any, "[B, H, S, D]"),
         ("BSND", bsnd, _reads_any, "[B, S, H, D]"),
         ("packed", packed, _same_tokens, "thirds of [B, S, 3, H, D]"),
-        (
-            "packed, spans",
-            partial(packed, with_spans=True),
-            _same_tokens,
-            "of the whole length",
-        ),
+        ("packed, spans", partial(packed, with_spans=True), _same_tokens, "of the whole length"),
     )
 ]

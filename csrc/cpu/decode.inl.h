@@ -54,7 +54,7 @@ template <class V>
 struct DecodeScratch {
   float* q;    // [rows][padded], in log2 units; or terms, where they are pairs (decode_call.inl.h)
   float* s;    // [rows][kBlockKeys]: scores, then weights
-  float* l;    // [rows][kWidth]: sums of weights, lane by lane, where no block's own sum matters
+  float* l;    // [rows][kWidth]: sums of weights, lane by lane, where no block may be dropped
   float* sum;  // [padded]: add_values
   DecodeRow* row;
   int64_t floats;

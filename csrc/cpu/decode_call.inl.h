@@ -55,7 +55,8 @@ ALIBI_INLINE int64_t head_groups(const AlibiAttentionFwdArgs& a) {
 struct DecodeRow {
   int64_t position, limit;  // on the key axis, after the moves of geometry.h; it sees keys < limit
   float slope2;             // log2 units
-  float m, l;               // maximum, and sum of the weights that reached o
+  float m, l;               // maximum, and sum of the weights that reached o, if blocks may be
+                            // dropped: else DecodeScratch has it
   float near;               // the sum of chunk 0, in the other chunks
   float q_norm, reach;      // for the bound: q_norm * |k| + bias <= reach is negligible
   float dropped, block;     // sums of the weights left out, and of the current block
