@@ -15,7 +15,9 @@ class Case:
     """One column of a table: what to compute, on which inputs.
 
     `mode` is "forward", "training" (forward and backward) or "decode" (one query row against a
-    cache of `keys`).
+    cache of `keys`). `heads_kv` is the number of key/value heads that the query heads share; None:
+    each has its own. `lengths` are the tokens of each batch item, behind which it is padded; None:
+    all have `keys`. Outputs of padding do not count, and no gradient arrives there.
     """
 
     mode: str
@@ -27,15 +29,27 @@ class Case:
     causal: bool = True
     dtype: str = "float32"
     threads: int = 2
+    heads_kv: int | None = None
+    lengths: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
         causal = "causal" if self.causal else "full"
         lengths = f"{self.queries}x{self.keys}" if self.mode == DECODE else f"{self.queries}"
+        heads = f"{self.heads}" if self.heads_kv is None else f"{self.heads}over{self.heads_kv}"
         return (
             f"{self.mode}-{causal}-{self.dtype}-"
-            f"b{self.batch}h{self.heads}s{lengths}d{self.head_dim}t{self.threads}"
-        )
+            f"b{self.batch}h{heads}s{lengths}d{self.head_dim}t{self.threads}"
+        ) + ("" if self.lengths is None else "-padded")
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads_kv or self.heads
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key head."""
+        return self.heads // self.key_heads
 
     @property
     def slopes(self) -> np.ndarray:
@@ -52,17 +66,28 @@ class Case:
         backward.
 
         Two operations per multiply-add; a causal square counts half its pairs. Softmax is not
-        counted.
+        counted, and nothing of padding.
         """
         products = 7 if self.mode == TRAINING else 2
-        pairs = self.queries * self.keys / (2 if self.causal and self.queries > 1 else 1)
-        return 2.0 * products * self.batch * self.heads * pairs * self.head_dim
+        pairs = self.batch * self.queries * self.keys
+        if self.lengths is not None:
+            pairs = sum(n * n for n in self.lengths)
+        if self.causal and self.queries > 1:
+            pairs /= 2
+        return 2.0 * products * self.heads * pairs * self.head_dim
+
+    @property
+    def spans(self) -> np.ndarray | None:
+        """(first key, end, position of query row 0) of each batch item; None: nothing is padded."""
+        if self.lengths is None:
+            return None
+        return np.array([(0, length, 0) for length in self.lengths], np.int32)
 
     @property
     def cache_bytes(self) -> float:
         """Bytes of K and V that a decode step has to read."""
         size = 4 if self.dtype == "float32" else 2
-        return 2.0 * self.batch * self.heads * self.keys * self.head_dim * size
+        return 2.0 * self.batch * self.key_heads * self.keys * self.head_dim * size
 
     def inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """q, k, v and dout [B, H, S, D] as float32, rounded to `dtype` so that every provider sees
@@ -70,16 +95,18 @@ class Case:
         """
         rng = np.random.default_rng(seed)
 
-        def draw(length: int) -> np.ndarray:
-            shape = (self.batch, self.heads, length, self.head_dim)
+        def draw(heads: int, length: int) -> np.ndarray:
+            shape = (self.batch, heads, length, self.head_dim)
             return rng.standard_normal(shape, dtype=np.float32)
 
         q, k, v, dout = (
-            draw(self.queries),
-            draw(self.keys),
-            draw(self.keys),
-            draw(self.queries),
+            draw(self.heads, self.queries),
+            draw(self.key_heads, self.keys),
+            draw(self.key_heads, self.keys),
+            draw(self.heads, self.queries),
         )
+        for item, length in enumerate(self.lengths or ()):
+            dout[item, :, length:] = 0
         return {
             n: round_to(a, self.dtype)
             for n, a in zip(("q", "k", "v", "dout"), (q, k, v, dout), strict=True)
@@ -109,6 +136,18 @@ COLUMNS = (
 )
 
 
+# 55% of the tokens are no padding.
+LENGTHS = {
+    (8, 8, 512, 64): (320, 512, 64, 448, 128, 384, 192, 256),
+    (4, 12, 1024, 64): (768, 1024, 256, 512),
+}
+PADDED = [
+    Case(mode, b, h, s, s, d, True, dtype, lengths=lengths)
+    for mode, dtype in ((FORWARD, "float32"), (FORWARD, "bfloat16"), (TRAINING, "float32"))
+    for (b, h, s, d), lengths in LENGTHS.items()
+]
+
+
 def square(mode: str, dtype: str = "float32", causal: bool = True) -> list[Case]:
     return [Case(mode, b, h, s, s, d, causal, dtype) for b, h, s, d in COLUMNS]
 
@@ -125,6 +164,12 @@ SUITES: dict[str, list[Case]] = {
         for dtype in ("float32", "bfloat16", "float16")
         for n in (2048, 8192, 32768)
     ],
+    "decode-grouped": [
+        Case(DECODE, 1, 32, 1, n, 128, True, dtype, heads_kv=8)
+        for dtype in ("float32", "bfloat16", "float16")
+        for n in (2048, 8192, 32768)
+    ],
+    "padded": PADDED,
     "threads": [
         Case(FORWARD, 1, 16, 1024, 1024, 64, threads=1),
         Case(FORWARD, 1, 16, 1024, 1024, 64, threads=2),

@@ -20,7 +20,8 @@ def first_position(case: Case) -> int:
 
 @lru_cache(maxsize=1)
 def dense_bias(case: Case) -> np.ndarray:
-    """[1, H, Sq, Sk] float32: the ALiBi bias, -inf where the mask forbids.
+    """[1, H, Sq, Sk] float32: the ALiBi bias, -inf where the mask forbids; [B, H, Sq, Sk] where
+    padding makes the batch items differ.
 
     One array for all peers that want it, because at long lengths it is gigabytes; none writes it.
     """
@@ -29,7 +30,12 @@ def dense_bias(case: Case) -> np.ndarray:
     bias = -case.slopes[:, None, None].astype(np.float32) * np.abs(distance)
     if case.causal:
         bias = np.where(distance > 0, np.float32(-np.inf), bias)
-    return bias[None].astype(np.float32, copy=False)
+    if case.lengths is None:
+        return bias[None].astype(np.float32, copy=False)
+    bias = np.repeat(bias[None], case.batch, axis=0)
+    for item, length in enumerate(case.lengths):
+        bias[item, :, :, length:] = -np.inf
+    return bias
 
 
 @lru_cache(maxsize=1)
@@ -53,8 +59,14 @@ def limits(
     full: bool = True,
     needs_bias: bool = False,
     scores: bool = False,
+    grouped: bool = True,
+    padded: bool = True,
 ) -> list[str]:
     reasons = []
+    if case.lengths is not None and not padded:
+        reasons.append("padding would need a mask besides")
+    if case.group > 1 and not grouped:
+        reasons.append("each query head needs key heads of its own")
     if case.mode not in modes:
         reasons.append(f"no {case.mode}")
     if case.dtype not in dtypes:

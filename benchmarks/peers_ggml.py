@@ -64,15 +64,17 @@ class _Graph:
 
 def _distances(case: Case) -> np.ndarray:
     """[1, 1, Sq, Sk] float16: minus the distance, which ggml multiplies by the slopes; -inf where
-    the mask forbids. float16 counts exactly up to 2048.
+    the mask forbids. float16 counts exactly up to 2048. One per batch item where these differ.
     """
-    mask = np.empty((1, 1, case.queries, case.keys), np.float16)
+    mask = np.empty((len(case.lengths or [0]), 1, case.queries, case.keys), np.float16)
     keys = np.arange(case.keys, dtype=np.float32)
     for row in range(case.queries):
         distance = keys - (row + first_position(case))
-        mask[0, 0, row] = -np.abs(distance)
+        mask[:, 0, row] = -np.abs(distance)
         if case.causal:
-            mask[0, 0, row, distance > 0] = -np.inf
+            mask[:, 0, row, distance > 0] = -np.inf
+    for item, length in enumerate(case.lengths or ()):
+        mask[item, :, :, length:] = -np.inf
     return mask
 
 

@@ -35,7 +35,7 @@ def _native(
     stored = numpy_dtype(dtype or case.dtype)
     q, k, v, dout = (inputs[n].astype(stored, copy=False) for n in ("q", "k", "v", "dout"))
     slopes = case.slopes.astype(np.float32)
-    options = {"causal": case.causal, "prune": prune, "isa": isa}
+    options = {"causal": case.causal, "prune": prune, "isa": isa, "spans": case.spans}
     options["threads"] = threads or case.threads
     # Results go to arrays that are kept, as in MindSpore, whose pool keeps its memory.
     out = np.empty_like(q)
@@ -131,9 +131,11 @@ def _mindspore(case: Case, inputs: Arrays, *, backend: str, graph: bool, prune: 
     dtype = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[case.dtype]
     q, k, v = (ms.Tensor(inputs[n]).astype(dtype) for n in ("q", "k", "v"))
     slopes = ms.Tensor(case.slopes.astype(np.float32))
+    options = {"causal": case.causal, "prune": prune, "backend": backend}
+    options["spans"] = None if case.spans is None else ms.Tensor(case.spans)
 
     def attend(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
-        return alibi_attention(q, k, v, slopes, causal=case.causal, prune=prune, backend=backend)
+        return alibi_attention(q, k, v, slopes, **options)
 
     def training(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, dout: ms.Tensor) -> tuple[Any, Any]:
         out, pull_back = ms.vjp(attend, q, k, v)

@@ -48,9 +48,9 @@ def _paged_model(case: Case) -> Any:
     from openvino import Model, Type
     from openvino import opset13 as op
 
-    width = case.heads * case.head_dim
-    tokens = [_openvino_parameter(n, [-1, width], Type.f32) for n in ("q", "k", "v")]
-    page = [-1, case.heads, _PAGE, case.head_dim]
+    heads = {"q": case.heads, "k": case.key_heads, "v": case.key_heads}
+    tokens = [_openvino_parameter(n, [-1, h * case.head_dim], Type.f32) for n, h in heads.items()]
+    page = [-1, case.key_heads, _PAGE, case.head_dim]
     caches = [_openvino_parameter(n, page, Type.dynamic) for n in ("key_cache.0", "value_cache.0")]
     index_names = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
     indices = [_openvino_parameter(n, [-1], Type.i32) for n in index_names]
@@ -82,18 +82,18 @@ def _paged_model(case: Case) -> Any:
     info = node.get_rt_info()
     for side in "kv":
         info[f"{side}_head_size"] = case.head_dim
-        info[f"num_{side}_heads"] = case.heads
+        info[f"num_{side}_heads"] = case.key_heads
     return Model([op.result(node.output(0))], parameters)
 
 
 def _blocks(case: Case, array: np.ndarray, pages: int, dtype: type) -> np.ndarray:
     """A cache of the CPU plugin with the rows of `array`: [B * pages, H, rows of a block, D]."""
-    cache = np.zeros((case.batch, pages, case.heads, _PAGE, case.head_dim), dtype)
+    cache = np.zeros((case.batch, pages, case.key_heads, _PAGE, case.head_dim), dtype)
     if case.mode == DECODE:
         for page in range(pages):
             rows = array[:, :, page * _PAGE : (page + 1) * _PAGE]
             cache[:, page, :, : rows.shape[2]] = rows
-    return cache.reshape(-1, case.heads, _PAGE, case.head_dim)
+    return cache.reshape(-1, case.key_heads, _PAGE, case.head_dim)
 
 
 def _paged(case: Case, inputs: Arrays) -> Prepared:
@@ -115,15 +115,18 @@ def _paged(case: Case, inputs: Arrays) -> Prepared:
         request.set_tensor(port, ov.Tensor(bits, ov.Shape(cache.shape), kind))
         caches.append(cache)
 
+    # Of every batch item, one after the other, without padding.
+    lengths = np.array(case.lengths or [case.queries] * case.batch)
+    real = np.arange(case.queries)[None, :] < lengths[:, None]
+
     def tokens(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(
-            -1, case.heads * case.head_dim
-        )
+        width = array.shape[1] * case.head_dim
+        return np.ascontiguousarray(array.transpose(0, 2, 1, 3)[real]).reshape(-1, width)
 
     new = {n: tokens(inputs[n][:, :, -case.queries :]) for n in "qkv"}
     integers = {
         "past_lens": np.full(case.batch, case.keys - case.queries),
-        "subsequence_begins": np.arange(case.batch + 1) * case.queries,
+        "subsequence_begins": np.concatenate([[0], np.cumsum(lengths)]),
         "block_indices": np.arange(case.batch * pages),
         "block_indices_begins": np.arange(case.batch + 1) * pages,
     }
@@ -139,8 +142,9 @@ def _paged(case: Case, inputs: Arrays) -> Prepared:
     def outputs() -> Arrays:
         run()
         flat = np.array(request.get_output_tensor(0).data, np.float32)
-        shape = (case.batch, case.queries, case.heads, case.head_dim)
-        return {"out": flat.reshape(shape).transpose(0, 2, 1, 3)}
+        out = np.zeros((case.batch, case.queries, case.heads, case.head_dim), np.float32)
+        out[real] = flat.reshape(-1, case.heads, case.head_dim)
+        return {"out": out.transpose(0, 2, 1, 3)}
 
     return Prepared(run, outputs)
 
@@ -240,7 +244,7 @@ PROVIDERS = [
         "peer",
         "openvino",
         _openvino_sdpa,
-        partial(limits, modes=INFERENCE, needs_bias=True),
+        partial(limits, modes=INFERENCE, needs_bias=True, grouped=False),
         "dense bias",
     ),
     Provider(
@@ -248,7 +252,7 @@ PROVIDERS = [
         "peer",
         "onnxruntime",
         _onnxruntime,
-        partial(limits, modes=INFERENCE, dtypes=("float32",), needs_bias=True),
+        partial(limits, modes=INFERENCE, dtypes=("float32",), needs_bias=True, grouped=False),
         "dense bias",
     ),
 ]

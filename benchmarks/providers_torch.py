@@ -48,7 +48,14 @@ def _sdpa_mask(case: Case) -> Attend:
     from torch.nn.functional import scaled_dot_product_attention
 
     bias = torch.from_numpy(dense_bias(case)).to(getattr(torch, case.dtype))
-    return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=case.scale)
+    options = {"attn_mask": bias, "scale": case.scale, "enable_gqa": case.group > 1}
+    return lambda q, k, v: scaled_dot_product_attention(q, k, v, **options)
+
+
+def _without_mask(case: Case) -> dict[str, Any]:
+    """Options of scaled_dot_product_attention."""
+    causal = case.causal and case.queries > 1
+    return {"is_causal": causal, "scale": case.scale, "enable_gqa": case.group > 1}
 
 
 def _sdpa_columns(case: Case) -> Attend:
@@ -62,7 +69,7 @@ def _sdpa_columns(case: Case) -> Attend:
     slopes = torch.from_numpy(case.slopes / case.scale).to(dtype)[None, :, None, None]
     q_column = slopes.expand(case.batch, -1, case.queries, 1)
     positions = torch.arange(case.keys, dtype=torch.float32) - (case.keys - 1)
-    k_column = positions.to(dtype)[None, None, :, None].expand(case.batch, case.heads, -1, 1)
+    k_column = positions.to(dtype)[None, None, :, None].expand(case.batch, case.key_heads, -1, 1)
 
     def widen(k: Any, v: Any) -> tuple[Any, Any]:
         return torch.cat((k, k_column), dim=-1), pad(v, (0, 1))
@@ -73,10 +80,7 @@ def _sdpa_columns(case: Case) -> Attend:
     def attend(q: Any, k: Any, v: Any) -> Any:
         wide_q = torch.cat((q, q_column), dim=-1)
         wide_k, wide_v = widen(k, v)
-        causal = case.causal and case.queries > 1
-        out = scaled_dot_product_attention(
-            wide_q, wide_k, wide_v, is_causal=causal, scale=case.scale
-        )
+        out = scaled_dot_product_attention(wide_q, wide_k, wide_v, **_without_mask(case))
         return out[..., : case.head_dim]
 
     return attend
@@ -87,9 +91,14 @@ def _eager(case: Case) -> Attend:
 
     bias = torch.from_numpy(dense_bias(case))
 
+    def by_key_head(x: Any) -> Any:
+        return x.unflatten(1, (case.key_heads, case.group)).flatten(2, 3) if case.group > 1 else x
+
     def attend(q: Any, k: Any, v: Any) -> Any:
-        scores = torch.matmul(q, k.transpose(-1, -2)).float() * case.scale + bias
-        return torch.matmul(torch.softmax(scores, dim=-1).to(q.dtype), v)
+        scores = torch.matmul(by_key_head(q), k.transpose(-1, -2)).float() * case.scale
+        scores = scores.view(*q.shape[:3], -1) + bias
+        p = torch.softmax(scores, dim=-1).to(q.dtype)
+        return torch.matmul(by_key_head(p), v).view(q.shape)
 
     return attend
 
@@ -112,21 +121,28 @@ def _flex(case: Case) -> Attend:
     def score_mod(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         return score - slopes[h] * (i + first - j).abs()
 
-    def mask_mod(b: Any, h: Any, i: Any, j: Any) -> Any:
+    ends = torch.tensor(case.lengths or [case.keys] * case.batch)
+
+    def causal(b: Any, h: Any, i: Any, j: Any) -> Any:
         return i + first >= j
 
+    def padded(b: Any, h: Any, i: Any, j: Any) -> Any:
+        return (i + first >= j) & (j < ends[b])
+
     mask = None
-    if case.causal:
-        mask = create_block_mask(mask_mod, None, None, case.queries, case.keys, device="cpu")
+    if case.lengths is not None:
+        mask = create_block_mask(padded, case.batch, None, case.queries, case.keys, device="cpu")
+    elif case.causal:
+        mask = create_block_mask(causal, None, None, case.queries, case.keys, device="cpu")
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(q, k, v, score_mod=score_mod, block_mask=mask, scale=case.scale)
+    options = {"score_mod": score_mod, "block_mask": mask, "scale": case.scale}
+    return lambda q, k, v: compiled(q, k, v, **options, enable_gqa=case.group > 1)
 
 
 def _sdpa_without_bias(case: Case) -> Attend:
     from torch.nn.functional import scaled_dot_product_attention
 
-    causal = case.causal and case.queries > 1
-    return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=causal, scale=case.scale)
+    return lambda q, k, v: scaled_dot_product_attention(q, k, v, **_without_mask(case))
 
 
 def _row(name: str, attend: Callable[[Case], Attend], note: str, **limited: Any) -> Provider:
@@ -135,7 +151,9 @@ def _row(name: str, attend: Callable[[Case], Attend], note: str, **limited: Any)
 
 
 PROVIDERS = [
-    _row("torch SDPA, columns", _sdpa_columns, "slope * j as a head column", full=False),
+    _row(
+        "torch SDPA, columns", _sdpa_columns, "slope * j as a head column", full=False, padded=False
+    ),
     _row("torch SDPA, mask", _sdpa_mask, "dense bias", needs_bias=True),
     _row("torch FlexAttention, compiled", _flex, "score_mod", modes=INFERENCE),
     _row("torch eager", _eager, "dense bias, scores in memory", scores=True),
@@ -146,7 +164,7 @@ PROVIDERS = [
         "yardstick",
         "torch",
         partial(_torch, attend_of=_sdpa_without_bias),
-        limits,
+        partial(limits, padded=False),
         "no ALiBi",
     ),
 ]

@@ -42,19 +42,21 @@ class Row:
     mode: str = ""
     batch: str = ""
     heads: str = ""
+    heads_kv: str = ""  # where query heads share key heads
     queries: str = ""
     keys: str = ""
     head_dim: str = ""
     causal: str = ""
     dtype: str = ""
     threads: str = ""
+    lengths: str = ""  # of the batch items, where they are padded
     layers: str = ""  # of a model, and so the next two
     expansion: str = ""
     tokens_per_s: str = ""
 
     @staticmethod
     def of(suite: str, case: Case, provider: Provider) -> Row:
-        shape = {name: str(value) for name, value in asdict(case).items()}
+        shape = {n: "" if value is None else str(value) for n, value in asdict(case).items()}
         return Row(
             suite,
             case.name,

@@ -49,6 +49,8 @@ TITLES = {
     "training": "Forward and backward, causal, float32",
     "training-bfloat16": "Forward and backward, causal, bfloat16",
     "decode": "Decode: one query against a cache of S keys, 32 heads, head_dim 128",
+    "decode-grouped": "Decode, grouped: 32 query heads over 8 key heads, head_dim 128",
+    "padded": "Padded batches: 55% of the tokens are real",
     "threads": "One and two threads",
     "small": "A problem of microseconds",
     "growth": "Growth with the length: forward, causal, float32",

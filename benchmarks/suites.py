@@ -25,6 +25,8 @@ FIRST = (
     "forward",
     "training",
     "decode",
+    "decode-grouped",
+    "padded",
     "small",
     "threads",
     "layouts",
@@ -107,7 +109,11 @@ def all_suites(quick: bool = False) -> dict[str, Suite]:
 def small(case: Case) -> Case:
     """The case on a problem of milliseconds: for a rehearsal, not for numbers."""
     keys = min(case.keys, 320)
-    changes = {"queries": min(case.queries, keys), "keys": keys, "heads": min(case.heads, 8)}
+    heads = min(case.heads, 8)
+    changes = {"queries": min(case.queries, keys), "keys": keys, "heads": heads}
+    changes["heads_kv"] = case.heads_kv and heads // case.group
+    if case.lengths is not None:
+        changes["lengths"] = tuple(n * keys // case.keys for n in case.lengths[:2])
     if isinstance(case, models.ModelCase):
         changes["layers"] = min(case.layers, 2)
     return replace(case, batch=min(case.batch, 2), **changes)

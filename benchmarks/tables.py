@@ -27,6 +27,8 @@ def column(row: Row) -> str:
     if row["mode"] == "decode":
         return f"{row['dtype']} S={row['keys']}"
     sizes = f"({row['batch']},{row['heads']},{row['queries']},{row['head_dim']})"
+    if row["suite"] == "padded":
+        return f"{row['mode']} {row['dtype']} {sizes}"
     return f"{row['mode']} {sizes} t={row['threads']}" if row["suite"] == "threads" else sizes
 
 

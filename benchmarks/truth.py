@@ -29,16 +29,20 @@ class Truth:
         rows = np.arange(case.queries)
         if case.mode != TRAINING and case.queries * case.keys * len(self.heads) > _MAX_PAIRS:
             rows = np.unique(np.linspace(0, case.queries - 1, 256).astype(int))
+        if case.lengths is not None:
+            rows = rows[rows < case.lengths[0]]
         self.rows = rows
         parts = [self._head(h, inputs) for h in self.heads]
         self.values = {n: np.stack([p[n] for p in parts]) for n in parts[0]}
 
     def _head(self, head: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         case = self.case
-        q, k, v, dout = (inputs[n][0, head].astype(np.float64) for n in ("q", "k", "v", "dout"))
+        of = {"q": head, "k": head // case.group, "v": head // case.group, "dout": head}
+        q, k, v, dout = (inputs[n][0, h].astype(np.float64) for n, h in of.items())
         out = np.empty((len(self.rows), case.head_dim))
         grads = {"dq": np.zeros_like(q), "dk": np.zeros_like(k), "dv": np.zeros_like(v)}
         keys = np.arange(case.keys)
+        end = case.keys if case.lengths is None else case.lengths[0]
         first = case.keys - case.queries if case.mode == DECODE else 0
         for start in range(0, len(self.rows), _ROWS_AT_ONCE):
             rows = self.rows[start : start + _ROWS_AT_ONCE]
@@ -46,6 +50,7 @@ class Truth:
             s = case.scale * (q[rows] @ k.T) - case.slopes[head] * np.abs(distance)
             if case.causal:
                 s[distance > 0] = -np.inf
+            s[:, end:] = -np.inf
             p = np.exp(s - s.max(axis=1, keepdims=True))
             p /= p.sum(axis=1, keepdims=True)
             out[start : start + len(rows)] = p @ v

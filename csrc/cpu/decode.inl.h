@@ -56,6 +56,7 @@ struct DecodeScratch {
   float* s;    // [rows][kBlockKeys]: scores, then weights
   float* l;    // [rows][kWidth]: sums of weights, lane by lane, where no block may be dropped
   float* sum;  // [padded]: add_values
+  float* factor;  // [rows]: what sums from before this block are worth
   DecodeRow* row;
   int64_t floats;
 
@@ -65,6 +66,7 @@ struct DecodeScratch {
     s = carve.take(call.rows * kBlockKeys);
     l = carve.take(call.rows * V::kWidth);
     sum = carve.take(call.padded);
+    factor = carve.take(call.rows);
     row = reinterpret_cast<DecodeRow*>(carve.take(call.rows * (sizeof(DecodeRow) / sizeof(float))));
     floats = carve.used;
   }
@@ -291,21 +293,17 @@ class DecodeUnit {
     return {ahead + begin, end - begin, call_.near};
   }
 
-  // Scores become weights. False: no row needs the values of this block.
+  // Scores become weights. Where the maximum of a row grows, what was summed before is worth less: its
+  // factor, for which the sums of values have to be visited, too. False: no row needs this block.
   bool weigh(int64_t begin, int count) {
-    if (!drops_) {
-      for (int64_t r = 0; r < call_.rows; ++r) {
-        const typename V::Reg sum = weigh_row(r, begin, seen(r, begin, count));
-        V::store(lanes(r), V::add(V::load(lanes(r)), sum));
-      }
-      return true;
-    }
+    for_row_groups(call_.rows,
+                   [&](auto n, int64_t r) { weigh_rows<decltype(n)::value>(r, begin, count); });
+    if (!drops_) return true;
     bool needed = false;
     const float share = kDropShare / static_cast<float>(keys_.chunks());
     for (int64_t r = 0; r < call_.rows; ++r) {
-      DecodeRow& row = w_.row[r];
-      row.block = V::reduce_add(weigh_row(r, begin, seen(r, begin, count)));
-      needed |= !(row.dropped + row.block <= share * (row.near + row.l));
+      const DecodeRow& row = w_.row[r];
+      needed |= !(row.dropped + row.block <= share * (row.near + row.l) && w_.factor[r] == 1.0f);
     }
     for (int64_t r = 0; r < call_.rows; ++r) {
       (needed ? w_.row[r].l : w_.row[r].dropped) += w_.row[r].block;
@@ -313,50 +311,74 @@ class DecodeUnit {
     return needed;
   }
 
-  // Returns the sums of the weights, lane by lane.
-  typename V::Reg weigh_row(int64_t r, int64_t begin, int count) {
-    DecodeRow& row = w_.row[r];
+  // N rows side by side: each waits for its maximum.
+  template <int N>
+  void weigh_rows(int64_t r, int64_t begin, int count) {
+    using Reg = typename V::Reg;
+    DecodeRow* row = w_.row + r;
     float* s = w_.s + r * kBlockKeys;
-    const float distance = static_cast<float>(begin - row.position);
-    const typename V::Reg none = V::set1(-__builtin_inff()), slope = V::set1(row.slope2);
-    const typename V::Reg factor = V::set1(call_.pairs ? scale2() : 1.0f);
-    typename V::Reg largest = none;
-    for (int k = 0; k < count; k += V::kWidth) {
-      const typename V::Reg lane = V::add(V::iota(), V::set1(static_cast<float>(k)));
-      const typename V::Reg ahead = V::add(lane, V::set1(distance));
-      const typename V::Reg bias = linear_ ? ahead : V::sub(V::zero(), V::abs(ahead));
-      typename V::Reg x = V::fma(slope, bias, Operands<V>::score(V::load(s + k), factor));
-      x = V::select(V::lt(lane, V::set1(static_cast<float>(count))), x, none);
-      largest = V::max(x, largest);  // NaN is passed over
-      V::store(s + k, x);
+    Reg m[N], sum[N];
+    add_bias<N>(r, begin, count, m);
+    float factor[V::kWidth] = {};
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const float old = row[n].m, largest = V::reduce_max(m[n]);
+      row[n].m = largest > old ? largest : old;
+      factor[n] = old - row[n].m;
+      m[n] = V::set1(row[n].m);
+      sum[n] = V::zero();
     }
-    if (V::any(V::lt(V::set1(row.m), largest))) raise(r, largest);
-    const typename V::Reg m = V::set1(row.m);
-    typename V::Reg sum = V::zero();
+    V::store(factor, exp2<V>(V::load(factor)));
     for (int k = 0; k < count; k += V::kWidth) {
-      const typename V::Reg p = exp2<V>(V::sub(V::load(s + k), m));
-      sum = V::add(sum, p);
-      V::store(s + k, p);
+      Reg p[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) p[n] = V::sub(V::load(s + n * kBlockKeys + k), m[n]);
+      exp2_each<V>(p);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        sum[n] = V::add(sum[n], p[n]);
+        V::store(s + n * kBlockKeys + k, p[n]);
+      }
     }
-    return sum;
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      w_.factor[r + n] = factor[n];
+      if (drops_) {
+        row[n].block = V::reduce_add(sum[n]);
+        row[n].l *= factor[n];
+        row[n].near *= factor[n];
+        row[n].dropped *= factor[n];
+      } else {
+        V::store(lanes(r + n), V::fma(V::load(lanes(r + n)), V::set1(factor[n]), sum[n]));
+      }
+    }
   }
 
-  // The maximum of row r grows: what has been summed is rescaled.
-  void raise(int64_t r, typename V::Reg largest) {
-    DecodeRow& row = w_.row[r];
-    float values[V::kWidth];
-    V::store(values, largest);
-    const float old = row.m;
-    for (const float x : values) row.m = x > row.m ? x : row.m;
-    const typename V::Reg factor = exp2<V>(V::set1(old - row.m));
-    V::store(values, factor);
-    row.l *= values[0];
-    row.near *= values[0];
-    row.dropped *= values[0];
-    V::store(lanes(r), V::mul(V::load(lanes(r)), factor));
-    float* o = o_ + r * call_.part_floats();
-    for (int d = 0; d < call_.padded; d += V::kWidth) {
-      V::store(o + d, V::mul(factor, V::load(o + d)));
+  // The scores of N rows take in the bias; largest[n]: lanes whose maximum is that of a row. -inf beyond
+  // the keys that a row sees.
+  template <int N>
+  void add_bias(int64_t r, int64_t begin, int count, typename V::Reg (&largest)[N]) {
+    using Reg = typename V::Reg;
+    const Reg none = V::set1(-__builtin_inff()), factor = V::set1(call_.pairs ? scale2() : 1.0f);
+    float end[N], distance[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      largest[n] = none;
+      end[n] = static_cast<float>(seen(r + n, begin, count));
+      distance[n] = static_cast<float>(begin - w_.row[r + n].position);
+    }
+    for (int k = 0; k < count; k += V::kWidth) {
+      const Reg lane = V::add(V::iota(), V::set1(static_cast<float>(k)));
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        float* s = w_.s + (r + n) * kBlockKeys + k;
+        const Reg ahead = V::add(lane, V::set1(distance[n]));
+        const Reg bias = linear_ ? ahead : V::sub(V::zero(), V::abs(ahead));
+        Reg x = V::fma(V::set1(w_.row[r + n].slope2), bias, Operands<V>::score(V::load(s), factor));
+        x = V::select(V::lt(lane, V::set1(end[n])), x, none);
+        largest[n] = V::max(x, largest[n]);  // NaN is passed over
+        V::store(s, x);
+      }
     }
   }
 
@@ -368,7 +390,8 @@ class DecodeUnit {
         with_dim(call_.dim, [&](auto kDim) {
           add_values<V, decltype(kDim)::value, N>(
               w_.s + r * kBlockKeys + first, values, v_.stride, seen_keys, call_.dim,
-              prefetch(ahead, r, N), o_ + r * call_.part_floats(), call_.part_floats(), w_.sum);
+              prefetch(ahead, r, N), first == 0 ? w_.factor + r : kOnes,
+              o_ + r * call_.part_floats(), call_.part_floats(), w_.sum);
         });
       });
     });

@@ -1,8 +1,8 @@
 // Products of a few rows with many keys. Here the head dim lives in the vector lanes: K and V are
 // read as they lie, whatever their dtype, and a row costs one multiply-add per register of a key.
 //
-//   dot_rows      s[row][key]  = <q[row], K[key]>             sums of lanes taken kWidth at a time
-//   add_values    o[row][dim] += sum_key p[row][key] V[key]   broadcast p x vector V
+//   dot_rows      s[row][key] = <q[row], K[key]>                       sums of lanes, a register at a time
+//   add_values    o[row][dim] = f o[row][dim] + sum_key p[row][key] V[key]    broadcast p x vector V
 //
 // N rows share each load. What matters is memory: keys are taken in the order in which they lie, each
 // from its first to its last element, and asks for a key a little further on. Whatever does not fit in
@@ -23,11 +23,12 @@ namespace {
 // The most keys of a block, which is also the distance between the rows of its scores.
 constexpr int kBlockKeys = 64;
 
-// Registers of o that N rows can keep while they take in a block of values.
+// Registers of o for each of N rows while they take in a block of values. They may be all there are, though
+// values and weights need some, too: the compiler keeps a few in the first-level cache then, which costs
+// less than to read the rows of values in more parts.
 template <class V, int N>
 constexpr int value_registers() {
-  const int room = V::kKeys * V::kRowVecs;
-  return room >= 8 * N ? 8 : room >= 4 * N ? 4 : 2;
+  return V::kRegisters >= 8 * N ? 8 : V::kRegisters >= 4 * N ? 4 : 2;
 }
 
 // How the elements of a row are read, a register whole or its first n elements and zeros, and what
@@ -159,33 +160,44 @@ constexpr int keys_at_a_time() {
   return N > 1 && V::kWidth / N > 1 && V::kWidth < 16 ? 2 : 1;
 }
 
-// acc[n * K + k] = lanes whose total is <q[n], key k>, for N rows and the keys [k, k + M) of K. Long rows
-// have two sums, so that enough multiply-adds are in flight.
+// sum[m][n]: lanes whose total is <q[n], keys[m]>, for N rows and M keys. Long rows have two sums, so that
+// enough multiply-adds are in flight.
 template <class V, int kDim, int N, int M, class Q, class T>
-ALIBI_INLINE void dot_keys(const Q* q, int64_t q_stride, const T* const (&keys)[M], int dim, int k,
-                           typename V::Reg (&acc)[V::kWidth]) {
+ALIBI_INLINE void dot_keys(const Q* q, int64_t q_stride, const T* const (&keys)[M], int dim,
+                           typename V::Reg (&sum)[M][N]) {
   using Read = Keys<V, Q>;
-  constexpr int K = V::kWidth / N;
   constexpr int kSums = N == 1 && (kDim == 0 || kDim > 4 * Read::kElements) ? 2 : 1;
-  typename V::Reg sum[kSums][N][M];
+  typename V::Reg acc[kSums][M][N];
 #pragma GCC unroll 8
-  for (int i = 0; i < kSums * N * M; ++i) sum[i / (N * M)][i / M % N][i % M] = V::zero();
+  for (int i = 0; i < kSums * M * N; ++i) acc[i / (M * N)][i / N % M][i % N] = V::zero();
   for_registers<V, Read, kDim>(keys, dim, [&](int d, const typename V::Reg(&x)[M], int i) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       const typename V::Reg row = Read::load(q + n * q_stride + d);
 #pragma GCC unroll 2
       for (int m = 0; m < M; ++m) {
-        typename V::Reg& s = sum[i % kSums][n][m];
+        typename V::Reg& s = acc[i % kSums][m][n];
         s = Read::mac(x[m], row, s);
       }
     }
   });
 #pragma GCC unroll 8
-  for (int i = 0; i < N * M; ++i) {
-    const int n = i / M, m = i % M;
-    acc[n * K + k + m] = kSums == 1 ? sum[0][n][m] : V::add(sum[0][n][m], sum[kSums - 1][n][m]);
+  for (int i = 0; i < M * N; ++i) {
+    const int m = i / N, n = i % N;
+    sum[m][n] = kSums == 1 ? acc[0][m][n] : V::add(acc[0][m][n], acc[kSums - 1][m][n]);
   }
+}
+
+// Lane i is the total of the lanes of r[i]: kWidth dot products become one register.
+template <class V>
+ALIBI_INLINE typename V::Reg sum_each(const typename V::Reg (&r)[V::kWidth]) {
+  typename V::Reg quads[V::kWidth / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < V::kWidth / 4; ++i) {
+    const typename V::Reg four[] = {r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]};
+    quads[i] = V::sum_in_quads(four);
+  }
+  return V::sum_quads(quads);
 }
 
 // The scores of N rows for kWidth / N keys; where only `valid` of them exist, the others repeat the
@@ -204,9 +216,12 @@ void dot_group(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int 
       rows[m] = keys;
       if (k + m + 1 < valid) keys += stride;
     }
-    dot_keys<V, kDim, N, M>(q, q_stride, rows, dim, k, acc);
+    typename V::Reg sum[M][N];
+    dot_keys<V, kDim, N, M>(q, q_stride, rows, dim, sum);
+#pragma GCC unroll 8
+    for (int i = 0; i < M * N; ++i) acc[i % N * K + k + i / N] = sum[i / N][i % N];
   }
-  const typename V::Reg sums = V::sum_each(acc);
+  const typename V::Reg sums = sum_each<V>(acc);
   if constexpr (N == 1) {
     V::store(s, sums);
   } else {
@@ -217,26 +232,61 @@ void dot_group(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int 
   }
 }
 
-// s[n][k] for N rows and `count` keys, and something for the keys up to a multiple of kWidth / N.
-template <class V, int kDim, int N, class Q, class T>
-void dot_rows(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int count, int dim,
-              const Prefetch& prefetch, float* s) {
-  constexpr int K = V::kWidth / N;
-  int k = 0;
-  for (; k + K <= count; k += K) {
-    dot_group<V, kDim, N>(q, q_stride, keys + k * stride, stride, K, dim, prefetch, s + k);
+// The same for all keys of a block and as many rows as a register has quads of lanes: the sums of a key
+// become a register with a quad for each row, and those of 4 keys one of scores. The loop over keys is not
+// unrolled: the CPU learns what each of its loads will read next, if there are not too many of them.
+template <class V, int kDim, class Q, class T>
+void dot_block(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int count, int dim,
+               const Prefetch& prefetch, float* s) {
+  constexpr int W = V::kWidth, N = W / 4;
+  float part[kBlockKeys * W];
+#pragma GCC unroll 1
+  for (int k = 0; k < count; ++k) {
+    const T* const row[] = {keys + k * stride};
+    prefetch.ask<kDim * sizeof(T)>(row[0]);
+    typename V::Reg sum[1][N];
+    dot_keys<V, kDim, N, 1>(q, q_stride, row, dim, sum);
+    V::store(part + k * W, V::sum_quads(sum[0]));
   }
-  if (k < count) {
-    dot_group<V, kDim, N>(q, q_stride, keys + k * stride, stride, count - k, dim, prefetch, s + k);
+  memset(part + count * W, 0, sizeof(float) * static_cast<size_t>(round_up(count, 4) - count) * W);
+  for (int k = 0; k < count; k += 4) {
+    const float* p = part + k * W;
+    const typename V::Reg four[] = {V::load(p), V::load(p + W), V::load(p + 2 * W),
+                                    V::load(p + 3 * W)};
+    float lanes[W];
+    V::store(lanes, V::sum_in_quads(four));
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) memcpy(s + n * kBlockKeys + k, lanes + 4 * n, 4 * sizeof(float));
   }
 }
 
-// o[n] += sum_{j < count} p[n][j] * values[j] for R registers of N rows. The sum of a block is formed
-// by itself and then added: a long sum made of short ones keeps its digits.
+// s[n][k] for N rows and `count` keys, and something for a few keys more.
+template <class V, int kDim, int N, class Q, class T>
+void dot_rows(const Q* q, int64_t q_stride, const T* keys, int64_t stride, int count, int dim,
+              const Prefetch& prefetch, float* s) {
+  if constexpr (N == 4 && N == V::kWidth / 4) {
+    dot_block<V, kDim>(q, q_stride, keys, stride, count, dim, prefetch, s);
+  } else {
+    constexpr int K = V::kWidth / N;
+    int k = 0;
+    for (; k + K <= count; k += K) {
+      dot_group<V, kDim, N>(q, q_stride, keys + k * stride, stride, K, dim, prefetch, s + k);
+    }
+    if (k < count) {
+      dot_group<V, kDim, N>(q, q_stride, keys + k * stride, stride, count - k, dim, prefetch,
+                            s + k);
+    }
+  }
+}
+
+constexpr float kOnes[4] = {1.0f, 1.0f, 1.0f, 1.0f};  // factors
+
+// o[n] = factor[n] * o[n] + sum_{j < count} p[n][j] * values[j] for R registers of N rows. The sum of a
+// block is formed by itself and then added: a long sum made of short ones keeps its digits.
 template <class V, int N, int R, class T, class Load>
 ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride, int count,
-                                const Prefetch& prefetch, const Load& load, float* o,
-                                int64_t o_stride) {
+                                const Prefetch& prefetch, const Load& load, const float* factor,
+                                float* o, int64_t o_stride) {
   typename V::Reg acc[N][R];
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
@@ -245,14 +295,13 @@ ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride,
   }
   for (int j = 0; j < count; ++j, values += stride) {
     prefetch.ask<R * V::kWidth * sizeof(T)>(values);
-    typename V::Reg x[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[r] = load(values + r * V::kWidth);
+    for (int r = 0; r < R; ++r) {
+      const typename V::Reg x = load(values + r * V::kWidth);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      const typename V::Reg weight = V::set1(p[n * kBlockKeys + j]);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[n][r] = V::fma(weight, x[r], acc[n][r]);
+      for (int n = 0; n < N; ++n) {
+        acc[n][r] = V::fma(V::set1(p[n * kBlockKeys + j]), x, acc[n][r]);
+      }
     }
   }
 #pragma GCC unroll 4
@@ -260,7 +309,7 @@ ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride,
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       float* out = o + n * o_stride + r * V::kWidth;
-      V::store(out, V::add(V::load(out), acc[n][r]));
+      V::store(out, V::fma(V::load(out), V::set1(factor[n]), acc[n][r]));
     }
   }
 }
@@ -268,21 +317,23 @@ ALIBI_INLINE void add_registers(const float* p, const T* values, int64_t stride,
 // The same for the whole head dim: R registers at a time, then half as many, and so on.
 template <class V, int N, int R, class T>
 ALIBI_INLINE void add_dims(const float* p, const T* values, int64_t stride, int count, int dim,
-                           const Prefetch& prefetch, float* o, int64_t o_stride) {
+                           const Prefetch& prefetch, const float* factor, float* o,
+                           int64_t o_stride) {
   int d = 0;
   for (; d + R * V::kWidth <= dim; d += R * V::kWidth) {
     add_registers<V, N, R>(
         p, values + d, stride, count, prefetch.once(d),
-        [](const T* p) { return Numbers<V>::load(p); }, o + d, o_stride);
+        [](const T* p) { return Numbers<V>::load(p); }, factor, o + d, o_stride);
   }
   if constexpr (R > 1) {
     if (d < dim) {
-      add_dims<V, N, R / 2>(p, values + d, stride, count, dim - d, prefetch.once(d), o + d,
+      add_dims<V, N, R / 2>(p, values + d, stride, count, dim - d, prefetch.once(d), factor, o + d,
                             o_stride);
     }
   } else if (d < dim) {
     auto load = [n = dim - d](const T* p) { return Numbers<V>::load(p, n); };
-    add_registers<V, N, 1>(p, values + d, stride, count, prefetch.once(d), load, o + d, o_stride);
+    add_registers<V, N, 1>(p, values + d, stride, count, prefetch.once(d), load, factor, o + d,
+                           o_stride);
   }
 }
 
@@ -290,7 +341,7 @@ ALIBI_INLINE void add_dims(const float* p, const T* values, int64_t stride, int 
 // in one go.
 template <class V, int kDim, class T>
 void add_in_memory(const float* p, const T* values, int64_t stride, int count, int dim,
-                   const Prefetch& prefetch, float* o, float* sum) {
+                   const Prefetch& prefetch, const float* factor, float* o, float* sum) {
   memset(sum, 0, sizeof(float) * static_cast<size_t>(round_up(dim, V::kWidth)));
   for (int j = 0; j < count; ++j, values += stride) {
     prefetch.ask<kDim * sizeof(T)>(values);
@@ -301,18 +352,19 @@ void add_in_memory(const float* p, const T* values, int64_t stride, int count, i
     });
   }
   for (int d = 0; d < dim; d += V::kWidth) {
-    V::store(o + d, V::add(V::load(o + d), V::load(sum + d)));
+    V::store(o + d, V::fma(V::load(o + d), V::set1(*factor), V::load(sum + d)));
   }
 }
 
 template <class V, int kDim, int N, class T>
 void add_values(const float* p, const T* values, int64_t stride, int count, int dim,
-                const Prefetch& prefetch, float* o, int64_t o_stride, float* sum) {
+                const Prefetch& prefetch, const float* factor, float* o, int64_t o_stride,
+                float* sum) {
   constexpr int R = value_registers<V, N>();
   if (N == 1 && dim > R * V::kWidth) {
-    add_in_memory<V, kDim>(p, values, stride, count, dim, prefetch, o, sum);
+    add_in_memory<V, kDim>(p, values, stride, count, dim, prefetch, factor, o, sum);
   } else {
-    add_dims<V, N, R>(p, values, stride, count, dim, prefetch, o, o_stride);
+    add_dims<V, N, R>(p, values, stride, count, dim, prefetch, factor, o, o_stride);
   }
 }
 

@@ -16,6 +16,7 @@ struct VecAvx2 {
   using Reg = __m256;
   using Mask = __m256;  // a lane is all ones or all zeros
   static constexpr int kWidth = 8;
+  static constexpr int kRegisters = 16;
   static constexpr int kKeys = 4;     // 4 keys x 3 row vectors = 12 accumulators,
   static constexpr int kRowVecs = 3;  // + 3 row vectors + 1 broadcast = all 16 registers
   static constexpr int kParts = 1;
@@ -47,19 +48,18 @@ struct VecAvx2 {
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
-  // Every round adds pairs and halves the number of registers.
-  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      r[i] = add(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]),
-                 _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      r[i] = add(_mm256_shuffle_ps(r[2 * i], r[2 * i + 1], 0x44),
-                 _mm256_shuffle_ps(r[2 * i], r[2 * i + 1], 0xee));
-    }
+  static ALIBI_INLINE float reduce_max(Reg a) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+  }
+  static ALIBI_INLINE Reg sum_quads(const Reg (&r)[2]) {
     return add(_mm256_permute2f128_ps(r[0], r[1], 0x20), _mm256_permute2f128_ps(r[0], r[1], 0x31));
+  }
+  static ALIBI_INLINE Reg sum_in_quads(const Reg (&r)[4]) {
+    const Reg a = add(_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+    const Reg b = add(_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+    return add(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
   }
 
   // The second operand of max and min is the result where one is NaN, so NaN passes.

@@ -35,6 +35,7 @@ struct VecAvx512 {
   using Reg = __m512;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
+  static constexpr int kRegisters = 32;
   static constexpr int kKeys = 8;     // 8 keys x 3 row vectors = 24 accumulators,
   static constexpr int kRowVecs = 3;  // + 3 row vectors + 1 broadcast = 28 of 32 registers
   static constexpr int kParts = 2;    // the scores of 4 keys and the 2^x of 4 others, side by side
@@ -66,21 +67,14 @@ struct VecAvx512 {
   static ALIBI_INLINE bool all(Mask m) { return m == 0xffff; }
 
   static ALIBI_INLINE float reduce_add(Reg a) { return _mm512_reduce_add_ps(a); }
-  // Every round adds pairs and halves the number of registers.
-  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      r[i] = add(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]),
-                 _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      r[i] = add(_mm512_shuffle_ps(r[2 * i], r[2 * i + 1], 0x44),
-                 _mm512_shuffle_ps(r[2 * i], r[2 * i + 1], 0xee));
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) r[i] = add_quarters(r[2 * i], r[2 * i + 1]);
-    return add_quarters(r[0], r[1]);
+  static ALIBI_INLINE float reduce_max(Reg a) { return _mm512_reduce_max_ps(a); }
+  static ALIBI_INLINE Reg sum_quads(const Reg (&r)[4]) {
+    return add_neighbours(add_neighbours(r[0], r[1]), add_neighbours(r[2], r[3]));
+  }
+  static ALIBI_INLINE Reg sum_in_quads(const Reg (&r)[4]) {
+    const Reg a = add(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+    const Reg b = add(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+    return add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
   }
 
   static ALIBI_INLINE Reg clamp_exponent(Reg x) { return x; }  // scale_exponent saturates by itself
@@ -156,8 +150,8 @@ struct VecAvx512 {
   }
 
  private:
-  // Adds neighbouring quarters: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
-  static ALIBI_INLINE Reg add_quarters(Reg a, Reg b) {
+  // Adds neighbouring quads: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+  static ALIBI_INLINE Reg add_neighbours(Reg a, Reg b) {
     return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   }
   static ALIBI_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }

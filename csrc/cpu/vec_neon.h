@@ -16,6 +16,7 @@ struct VecNeon {
   using Reg = float32x4_t;
   using Mask = uint32x4_t;
   static constexpr int kWidth = 4;
+  static constexpr int kRegisters = 32;
   static constexpr int kKeys = 4;     // 4 keys x 6 row vectors = 24 accumulators,
   static constexpr int kRowVecs = 6;  // + 6 row vectors + 1 broadcast = 31 of 32 registers
   static constexpr int kParts = 1;
@@ -43,7 +44,9 @@ struct VecNeon {
   static ALIBI_INLINE bool all(Mask m) { return vminvq_u32(m) != 0; }
 
   static ALIBI_INLINE float reduce_add(Reg a) { return vaddvq_f32(a); }
-  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
+  static ALIBI_INLINE float reduce_max(Reg a) { return vmaxvq_f32(a); }
+  static ALIBI_INLINE Reg sum_quads(const Reg (&r)[1]) { return r[0]; }
+  static ALIBI_INLINE Reg sum_in_quads(const Reg (&r)[4]) {
     return vpaddq_f32(vpaddq_f32(r[0], r[1]), vpaddq_f32(r[2], r[3]));
   }
 

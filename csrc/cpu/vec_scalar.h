@@ -5,6 +5,7 @@
 //   kWidth    floats in a register          kKeys     keys (or head dims) of one micro-kernel
 //   kRowVecs  registers of query rows in a tile: kKeys * kRowVecs accumulators have to fit in the
 //   register file
+//   kRegisters  how many registers the CPU has
 //   kParts    parts of such a micro-kernel that take turns (TileWeights in scores.inl.h); 1: it has none
 //   kFreeAdditions  additions run beside multiply-adds (exp.inl.h)
 #ifndef ALIBI_CPU_VEC_SCALAR_H_
@@ -25,6 +26,7 @@ struct VecScalar {
   typedef float Reg __attribute__((vector_size(16)));
   typedef int32_t Mask __attribute__((vector_size(16)));  // a lane is all ones or all zeros
   static constexpr int kWidth = 4;
+  static constexpr int kRegisters = 16;
   static constexpr int kKeys = 4;
   static constexpr int kRowVecs = 3;
   static constexpr int kParts = 1;
@@ -57,8 +59,14 @@ struct VecScalar {
   static ALIBI_INLINE bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 
   static ALIBI_INLINE float reduce_add(Reg a) { return (a[0] + a[1]) + (a[2] + a[3]); }
-  // Lane i is the sum of the lanes of r[i]: kWidth dot products become one register. r is used up.
-  static ALIBI_INLINE Reg sum_each(Reg (&r)[kWidth]) {
+  static ALIBI_INLINE float reduce_max(Reg a) {  // of numbers
+    const float x = a[0] > a[1] ? a[0] : a[1], y = a[2] > a[3] ? a[2] : a[3];
+    return x > y ? x : y;
+  }
+  // A register is kWidth / 4 quads of lanes. Quad i is the sum of the quads of r[i].
+  static ALIBI_INLINE Reg sum_quads(const Reg (&r)[1]) { return r[0]; }
+  // In every quad, lane i is the sum of the lanes of this quad of r[i].
+  static ALIBI_INLINE Reg sum_in_quads(const Reg (&r)[4]) {
     return Reg{reduce_add(r[0]), reduce_add(r[1]), reduce_add(r[2]), reduce_add(r[3])};
   }
 

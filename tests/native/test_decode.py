@@ -94,14 +94,24 @@ def test_blocks_are_those_of_the_chosen_cpu() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("causal", [True, False])
-def test_every_length(causal: bool, isa: str) -> None:
+@pytest.mark.parametrize("rows", [2, 4])
+def test_every_length(rows: int, causal: bool, isa: str) -> None:
     """Across the boundaries of blocks of 16, of the near chunk, and of the chunks behind it."""
-    lengths = [*range(2, 36), *range(NEAR - 2, NEAR + 3), NEAR + 15, NEAR + 16]
+    lengths = [*range(rows, 36), *range(NEAR - 2, NEAR + 3), NEAR + 15, NEAR + 16]
     lengths += [NEAR + CHUNK + i for i in (-1, 0, 1, 17)] + [NEAR + 2 * CHUNK + 1]
     for n in lengths:
-        for q_start in (n - 2, n // 2):  # at the end, and with keys on both sides
+        for q_start in (n - rows, n // 2):  # at the end, and with keys on both sides
             span = ((0, n, q_start),)
-            assert_right(Case("", 1, 1, 1, 2, n, 4, causal, spans=span), "float32", isa=isa)
+            assert_right(Case("", 1, 1, 1, rows, n, 4, causal, spans=span), "float32", isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [32, 64, 128, 130])
+def test_every_end_of_a_block(dim: int, dtype: str, isa: str) -> None:
+    """Groups of four query heads, and of seven: four, two and one row that share a key."""
+    for n in [*range(1, 20), *range(60, 69), 127, 130]:
+        assert_right(Case("", 1, 14 if n % 2 else 8, 2, 1, n, dim), dtype, isa=isa, prune=False)
 
 
 @pytest.mark.parametrize("isa", ISAS)
