@@ -39,6 +39,8 @@ KERNEL_CASES = [
     Case(TRAINING, 2, 2, 17, 17, 8),
     Case(DECODE, 1, 4, 1, 70, 16),
 ]
+GROUPED = Case(DECODE, 1, 4, 1, 70, 16, heads_kv=2)
+PADDED = [Case(mode, 2, 4, 33, 33, 16, lengths=(20, 33)) for mode in (FORWARD, TRAINING)]
 MODEL_CASES = [
     models.ModelCase(mode, 2, 3, 7, 7, 4, layers=1, expansion=2) for mode in (FORWARD, TRAINING)
 ]
@@ -48,7 +50,7 @@ SUITES = suites.all_suites()
 def _checks() -> list[Any]:
     """Every provider of every suite on tiny cases."""
     suites = {
-        "forward": KERNEL_CASES,
+        "forward": [*KERNEL_CASES, GROUPED, *PADDED],
         "layouts": KERNEL_CASES,
         "overhead": overhead.CASES,
         "models": MODEL_CASES,

@@ -5,6 +5,9 @@
 // and in dslopes it would count |p_i - j| times. Weights times (1 + slope * distance) that sum to
 // 2^-24 at most cover all of it (docs/maths.md, Rule B): half of that by the bound, without a look
 // at the keys, and half by the weights themselves, which cost one product here and spare five.
+//
+// A row whose dout, delta and dlse are 0 has dS = 0 and passes nothing on. Such are the rows of
+// padding, of which a batch may have as many as others: pruned, a tile of them visits no keys.
 #ifndef ALIBI_CPU_PREPARE_BWD_INL_H_
 #define ALIBI_CPU_PREPARE_BWD_INL_H_
 
@@ -73,8 +76,17 @@ float dot_rows(const T* a, const T* b, int dim) {
   return V::reduce_add(sum);
 }
 
+template <class V, class T>
+bool is_zero(const T* a, int dim) {
+  for (int d = 0; d < dim; d += V::kWidth) {
+    const typename V::Reg x = V::load_first(a + d, min_int(V::kWidth, dim - d));
+    if (!V::all(V::eq(x, V::zero()))) return false;
+  }
+  return true;
+}
+
 // Fills the row values of a tile, lse2 for the prune test, and the tile's shift_dslope. Returns
-// whether any row sees a key.
+// whether any row sees a key and, pruned, passes something on.
 template <class V>
 bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile& rows, float slope,
                      int64_t b, int64_t h, const PrepareScratch<V>& w, PreparedTile* tile) {
@@ -96,7 +108,7 @@ bool prepare_softmax(const ChunkCall<AlibiAttentionBwdArgs>& call, const RowTile
         minus_delta = dlse - dot_rows<V>(dout_row, out_row, dim);
         // dbias/dslope of every pair holds `shift`, and sum_j dS_ij = dlse_i.
         tile->shift_dslope += rows.shift * dlse;
-        any = true;
+        any |= p.prune == 0 || minus_delta != 0.0f || !is_zero<V>(dout_row, dim);
       }
       call.row_values[kMinusLse2][row] = -w.lse2[i];
       call.row_values[kMinusDelta][row] = minus_delta;
