@@ -139,7 +139,7 @@ COLUMNS = (
 # 55% of the tokens are no padding.
 LENGTHS = {
     (8, 8, 512, 64): (320, 512, 64, 448, 128, 384, 192, 256),
-    (4, 12, 1024, 64): (768, 1024, 256, 512),
+    (4, 16, 1024, 64): (768, 1024, 256, 512),
 }
 PADDED = [
     Case(mode, b, h, s, s, d, True, dtype, lengths=lengths)
