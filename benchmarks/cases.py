@@ -136,7 +136,7 @@ COLUMNS = (
 )
 
 
-# 55% of the tokens are no padding.
+# Of the tokens 56% and 63% are no padding.
 LENGTHS = {
     (8, 8, 512, 64): (320, 512, 64, 448, 128, 384, 192, 256),
     (4, 16, 1024, 64): (768, 1024, 256, 512),

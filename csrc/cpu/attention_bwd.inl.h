@@ -20,8 +20,8 @@
 //   3. sum_dslopes      adds up the tiles, chunks and batch items in double precision
 // A chunk and its gradients stay in the second-level cache, P and dS of a tile in the first.
 //
-// A row that may see nothing (lse = -inf) contributes nothing, whatever its dout. Otherwise
-// non-finite numbers follow IEEE rules.
+// A row that may see nothing (lse = -inf) contributes nothing, whatever its dout, nor, pruned, does
+// one that passes nothing on (prepare_bwd.inl.h). Otherwise non-finite numbers follow IEEE rules.
 #ifndef ALIBI_CPU_ATTENTION_BWD_INL_H_
 #define ALIBI_CPU_ATTENTION_BWD_INL_H_
 
