@@ -127,7 +127,7 @@ def _flex(case: Case) -> Attend:
         return i + first >= j
 
     def padded(b: Any, h: Any, i: Any, j: Any) -> Any:
-        return (i + first >= j) & (j < ends[b])
+        return (j < ends[b]) & (i + first >= j) if case.causal else j < ends[b]
 
     mask = None
     if case.lengths is not None:

@@ -40,7 +40,10 @@ KERNEL_CASES = [
     Case(DECODE, 1, 4, 1, 70, 16),
 ]
 GROUPED = Case(DECODE, 1, 4, 1, 70, 16, heads_kv=2)
-PADDED = [Case(mode, 2, 4, 33, 33, 16, lengths=(20, 33)) for mode in (FORWARD, TRAINING)]
+PADDED = [
+    Case(mode, 2, 4, 33, 33, 16, causal, lengths=(20, 33))
+    for mode, causal in ((FORWARD, True), (FORWARD, False), (TRAINING, True))
+]
 MODEL_CASES = [
     models.ModelCase(mode, 2, 3, 7, 7, 4, layers=1, expansion=2) for mode in (FORWARD, TRAINING)
 ]
