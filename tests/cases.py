@@ -2,6 +2,7 @@
 
 SMALL   every combination of causal, bias, layout and spans, and each special situation once
 SHAPES  odd lengths, head counts and head dimensions
+SHARED  few key heads for many query heads, of which the backward gives parts to threads
 LONG    long sequences, for tests marked slow
 """
 
@@ -222,6 +223,12 @@ SHAPES = (
     Case("255x511-D5", 1, 3, 3, 255, 511, 5, causal=False, slopes="mixed"),
     Case("1x1025-D128", 2, 8, 2, 1, 1025, 128),
     Case("1025x1025-D64", 1, 2, 1, 1025, 1025, 64),
+)
+
+SHARED = (
+    Case("six", 2, 6, 1, 260, 290, 24, layout="BSND", spans=((0, 290, 30), (11, 200, 0))),
+    Case("uneven", 1, 5, 1, 180, 600, 128, slopes="learned"),  # parts of 1, 2 and 2; several chunks
+    Case("full", 1, 8, 2, 130, 90, 17, causal=False),
 )
 
 LONG = (

@@ -98,7 +98,7 @@ class AttentionChunk : public ChunkWork<V, AlibiAttentionBwdArgs, AttentionChunk
     this->clear_keys(own_.dvalues);
   }
 
-  void store_keys() { this->store_head_keys(own_.dvalues, 1.0f / kUnit, args_.dv); }
+  void add_keys() { this->add_head_keys(own_.dvalues, 1.0f / kUnit, args_.dv, call_.key_sums[1]); }
 
   void load_rows(const RowTile& rows, int64_t head, int64_t h) {
     const int64_t first = head * problem_.len_q + rows.row0;

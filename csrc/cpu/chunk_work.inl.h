@@ -3,11 +3,11 @@
 //
 //   dQ^T += K^T dS^T     dK += dS^T Q     dslope += sum dS_ij dbias_ij
 //
-// ChunkWork is that loop: for every query head that shares the keys, and every tile of rows that
-// sees some of them, the tiles of keys left of the diagonal, on it and right of it (geometry.h).
-// An operation (attention_bwd.inl.h, weights_bwd.inl.h) derives from it and fills in
+// ChunkWork is that loop: for the query heads that share the keys, or a part of these heads, and
+// every tile of rows that sees some keys, the tiles of keys left of the diagonal, on it and right of it
+// (geometry.h). An operation (attention_bwd.inl.h, weights_bwd.inl.h) derives from it and fills in
 //
-//   load_keys(), store_keys()       its own tensors of the chunk, if any
+//   load_keys(), add_keys()         its own tensors of the chunk, if any
 //   load_rows(rows, head, h)        q, and whatever dS needs of a tile of rows
 //   fetch_rows(h, sum, begin, end, groups)   may have rows that come next fetched; dq's go to `sum`
 //   compute_tile(rows, tile)        dS^T of one tile, in units of kUnit
@@ -48,43 +48,58 @@ struct ChunkCall {
   const int64_t row_tiles;     // per query head
   PreparedTile* const tiles;   // [B, Hq, row_tiles]
   float* const dq_sum;         // [B, Hq, Sq, D], or null: dq is float32, or there is one chunk only
-  double* const dslope_parts;  // [units, group]
+  float* const key_sums[2];    // dk and dv: [B, Hkv, Sk, D], or null, likewise
+  double* const dslope_parts;  // [chunks, B, Hq]
   float* const row_values[2];  // [B, Hq, Sq] each: what the operation keeps about each row
 
   int64_t group() const { return args.problem.heads_q / args.problem.heads_kv; }
+  double* dslope_part(int64_t chunk, int64_t b, int64_t h) const {
+    return dslope_parts + (chunk * args.problem.batch + b) * args.problem.heads_q + h;
+  }
 };
 
 // The memory of a ChunkCall.
 template <class V>
 struct CallBuffers {
-  Buffer done, tiles, dq_sum, dslope_parts, rows;
+  Buffer done, tiles, dq_sum, key_sums[2], dslope_parts, rows;
 
   CallBuffers(const AlibiProblem& p, const KeyChunks& chunks)
       : done(sizeof(int64_t) * chunks.units()),
         tiles(sizeof(PreparedTile) * p.batch * p.heads_q * row_tiles<V>(p)),
-        dq_sum(p.dtype == ALIBI_FLOAT32 || chunks.count == 1
-                   ? 0
-                   : sizeof(float) * p.batch * p.heads_q * p.len_q * p.head_dim),
+        dq_sum(sums_apart(p, chunks.count) * p.heads_q * p.len_q),
+        key_sums{Buffer(sums_apart(p, chunks.parts) * p.heads_kv * p.len_k),
+                 Buffer(sums_apart(p, chunks.parts) * p.heads_kv * p.len_k)},
         dslope_parts(sizeof(double) * p.batch * p.heads_q * chunks.count),
         rows(sizeof(float) * 2 * p.batch * p.heads_q * p.len_q) {}
 
   bool allocated() const {
     return done.data() != nullptr && tiles.data() != nullptr && dq_sum.data() != nullptr &&
+           key_sums[0].data() != nullptr && key_sums[1].data() != nullptr &&
            dslope_parts.data() != nullptr && rows.data() != nullptr;
   }
 
   template <class Args>
   ChunkCall<Args> call(const Args& args, const KeyChunks& chunks) const {
     const AlibiProblem& p = args.problem;
-    const bool direct = p.dtype == ALIBI_FLOAT32 || chunks.count == 1;
-    return {args,
-            chunks,
-            Turns(static_cast<int64_t*>(done.data()), chunks),
-            row_tiles<V>(p),
-            static_cast<PreparedTile*>(tiles.data()),
-            direct ? nullptr : dq_sum.floats(),
-            static_cast<double*>(dslope_parts.data()),
-            {rows.floats(), rows.floats() + p.batch * p.heads_q * p.len_q}};
+    const bool dq_apart = sums_apart(p, chunks.count) > 0;
+    const bool keys_apart = sums_apart(p, chunks.parts) > 0;
+    return {
+        args,
+        chunks,
+        Turns(static_cast<int64_t*>(done.data()), chunks.units()),
+        row_tiles<V>(p),
+        static_cast<PreparedTile*>(tiles.data()),
+        dq_apart ? dq_sum.floats() : nullptr,
+        {keys_apart ? key_sums[0].floats() : nullptr, keys_apart ? key_sums[1].floats() : nullptr},
+        static_cast<double*>(dslope_parts.data()),
+        {rows.floats(), rows.floats() + p.batch * p.heads_q * p.len_q}};
+  }
+
+ private:
+  // Bytes for the sums of a gradient while `shares` of it are added, per head and position; 0: they
+  // stand in the gradient itself.
+  static size_t sums_apart(const AlibiProblem& p, int64_t shares) {
+    return p.dtype == ALIBI_FLOAT32 || shares == 1 ? 0 : sizeof(float) * p.batch * p.head_dim;
   }
 };
 
@@ -164,17 +179,21 @@ class ChunkWork {
     pair_keys();
     clear_keys(w_.dkeys);
     self().load_keys();
-    for (int64_t i = 0; i < call_.group(); ++i) {
+    const int64_t part = call_.chunks.part(unit_), parts = call_.chunks.parts;
+    for (int64_t i = part * call_.group() / parts; i < (part + 1) * call_.group() / parts; ++i) {
       dslope_ = 0.0;
       // Last rows first: under a causal mask those are the rows that every chunk begins with.
       for (int64_t item = 0; item < call_.row_tiles; ++item) {
         visit_rows(kv_head_ * call_.group() + i, call_.row_tiles - 1 - item,
                    i * call_.row_tiles + item);
       }
-      call_.dslope_parts[unit_ * call_.group() + i] = dslope_ / Operation::kUnit;
+      *call_.dslope_part(call_.chunks.chunk(unit_), b_, kv_head_ * call_.group() + i) =
+          dslope_ / Operation::kUnit;
     }
-    store_head_keys(w_.dkeys, problem_.scale / Operation::kUnit, args_.dk);
-    self().store_keys();
+    if (part > 0) call_.turns.wait(call_.chunks.previous_part(unit_), Turns::kAllItems);
+    add_head_keys(w_.dkeys, problem_.scale / Operation::kUnit, args_.dk, call_.key_sums[0]);
+    self().add_keys();
+    call_.turns.finish(unit_, Turns::kAllItems);
   }
 
  protected:
@@ -202,9 +221,14 @@ class ChunkWork {
   void clear_keys(float* dst) const {
     memset(dst, 0, sizeof(*dst) * (chunk_.end - chunk_.begin) * padded_);
   }
-  void store_head_keys(const float* src, float factor, const AlibiTensor& tensor) const {
-    store_rows<V>(src, factor, chunk_.end - chunk_.begin, dim_,
-                  head_view(tensor, problem_.dtype, b_, kv_head_), chunk_.begin);
+  // Adds what this unit has summed to a gradient of the keys; `sums` is one of key_sums.
+  void add_head_keys(const float* src, float factor, const AlibiTensor& tensor, float* sums) const {
+    const HeadView result = head_view(tensor, problem_.dtype, b_, kv_head_);
+    const int64_t head = call_.chunks.head(unit_), part = call_.chunks.part(unit_);
+    add_rows<V>(src, factor, chunk_.end - chunk_.begin, dim_,
+                {sums_view(sums, head * problem_.len_k, result), result, part == 0,
+                 part == call_.chunks.parts - 1},
+                chunk_.begin);
   }
   // Offset, in the copies, of key j.
   int64_t key_offset(int64_t j) const { return (j - chunk_.begin) * padded_; }
@@ -242,6 +266,11 @@ class ChunkWork {
     return w_.key_lanes[i % kTerms<V>] + i / kTerms<V> * padded_;
   }
 
+  // Where the sums of a head stand: from row number `row` of `sums` on, or in the gradient itself.
+  HeadView sums_view(float* sums, int64_t row, const HeadView& result) const {
+    return sums == nullptr ? result : HeadView{sums + row * dim_, dim_, ALIBI_FLOAT32};
+  }
+
   // Tile t of the rows of head h; `item` is its number in the order of turns.
   void visit_rows(int64_t h, int64_t t, int64_t item) {
     const int64_t head = b_ * problem_.heads_q + h;
@@ -251,10 +280,7 @@ class ChunkWork {
     const RowTile rows =
         make_row_tile<V>(problem_, span_of(problem_, args_.spans, b_), args_.slopes[h], t);
     const HeadView dq = head_view(args_.dq, problem_.dtype, b_, h);
-    HeadView sum = dq;
-    if (call_.dq_sum != nullptr) {
-      sum = {call_.dq_sum + head * problem_.len_q * dim_, dim_, ALIBI_FLOAT32};
-    }
+    const HeadView sum = sums_view(call_.dq_sum, head * problem_.len_q, dq);
     self().load_rows(rows, head, h);
     const PreparedTile* tile = &call_.tiles[head * call_.row_tiles + t];
     const bool more = t > 0 && !intersect(tile[-1].keys, chunk_).empty();
@@ -267,7 +293,7 @@ class ChunkWork {
     visit_run(rows, intersect(rows.right, keys), false, rows.right_gradient, linear ? 1.0f : -1.0f);
 
     const bool first = visited.begin >= chunk_.begin, last = visited.end <= chunk_.end;
-    if (!first) call_.turns.wait(unit_, item);
+    if (!first) call_.turns.wait(call_.chunks.previous_chunk(unit_), item);
     add_share<V>(w_.dq_t, problem_.scale / Operation::kUnit, rows.rows, dim_,
                  {sum, dq, first, last}, rows.row0);
     call_.turns.finish(unit_, item);
@@ -330,8 +356,7 @@ void sum_dslopes(const ChunkCall<Args>& call) {
     double sum = 0.0;
     for (int64_t b = 0; b < p.batch; ++b) {
       for (int64_t c = 0; c < call.chunks.count; ++c) {
-        const int64_t unit = c * call.chunks.heads + b * p.heads_kv + h / call.group();
-        sum += call.dslope_parts[unit * call.group() + h % call.group()];
+        sum += *call.dslope_part(c, b, h);
       }
       for (int64_t t = 0; t < call.row_tiles; ++t) {
         sum += call.tiles[(b * p.heads_q + h) * call.row_tiles + t].shift_dslope;

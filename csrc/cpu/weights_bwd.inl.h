@@ -119,7 +119,7 @@ class WeightsChunk : public ChunkWork<V, AlibiWeightsBwdArgs, WeightsChunk<V>> {
   }
 
   void load_keys() {}
-  void store_keys() {}
+  void add_keys() {}
   void fetch_rows(int64_t, const HeadView&, int64_t, int64_t, int64_t) {}
   void add_strip(const RowTile&, int, int, int, int64_t) {}
 

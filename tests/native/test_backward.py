@@ -12,7 +12,7 @@ import pytest
 
 from alibi_kernels import native
 from tests import oracle
-from tests.cases import DTYPES, LONG, SHAPES, SMALL, Case, Inputs, make_inputs
+from tests.cases import DTYPES, LONG, SHAPES, SHARED, SMALL, Case, Inputs, make_inputs
 from tests.compare import assert_close, to_float64, worst_error
 from tests.native.float32_rival import attention_gradients
 from tests.native.guarded import Guarded
@@ -65,10 +65,10 @@ def test_every_mode(case: Case, dtype: str) -> None:
         rival.check(named(backward(case, x, x.dlse, isa=isa)), truth, isa)
 
 
-@pytest.mark.parametrize("case", [*SHAPES, Case("heads", 1, 16, 16, 60, 1030, 128)], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, *SHARED, Case("16", 1, 16, 16, 60, 1030, 128)], ids=str)
 def test_shapes(case: Case) -> None:
     """Odd lengths, head counts and head dims, several chunks of keys (full ones, too); no dlse."""
-    for dtype in DTYPES if case.Sq <= 257 else DTYPES[::2]:
+    for dtype in DTYPES if case.Sq <= 260 else DTYPES[::2]:
         x = make_inputs(case, dtype)
         none = np.zeros_like(x.dlse)
         truth, rival = truth_of(case, x), attention_gradients(case, x, dtype, none)
@@ -179,7 +179,7 @@ def test_layouts_agree_to_the_bit(dtype: str, head_dim: int) -> None:
 THREADED = (
     Case("one-head", 1, 1, 1, 700, 700, 32),
     Case("one-head-full", 1, 1, 1, 300, 900, 16, causal=False),
-    Case("grouped", 1, 4, 1, 333, 512, 40, slopes="learned"),
+    *SHARED,
     Case("signed", 2, 3, 3, 260, 260, 8, causal=False, bias="signed"),
     Case("wide", 1, 2, 2, 200, 520, 256, spans=((7, 500, 250),)),
 )
@@ -189,7 +189,7 @@ THREADED = (
 @pytest.mark.parametrize("case", THREADED, ids=str)
 def test_threads_do_not_change_a_bit(case: Case, dtype: str) -> None:
     """One key head, so that threads share it; each thread count several times, because a race
-    need not show at once. More threads than cores make the turns of dQ wait."""
+    need not show at once. More threads than cores make the turns of dQ, dK and dV wait."""
     x = make_inputs(case, dtype)
     for isa in ISAS[:2]:
         one = bits(backward(case, x, x.dlse, threads=1, isa=isa))

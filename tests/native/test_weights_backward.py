@@ -9,7 +9,7 @@ import pytest
 
 from alibi_kernels import native
 from tests import oracle
-from tests.cases import DTYPES, SHAPES, SMALL, Case, Inputs, make_dp, make_inputs
+from tests.cases import DTYPES, SHAPES, SHARED, SMALL, Case, Inputs, make_dp, make_inputs
 from tests.compare import to_float64
 from tests.native.float32_rival import weights_gradients
 from tests.native.guarded import Guarded
@@ -61,9 +61,9 @@ def test_every_mode(case: Case, dtype: str) -> None:
     check(case, dtype)
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, *SHARED], ids=str)
 def test_shapes(case: Case) -> None:
-    for dtype in DTYPES if case.Sq <= 257 else ("float32",):
+    for dtype in DTYPES if case.Sq <= 260 else ("float32",):
         check(case, dtype)
 
 
@@ -100,7 +100,7 @@ def test_finite_differences() -> None:
 THREADED = (
     Case("one-head", 1, 1, 1, 500, 500, 32),
     Case("one-head-full", 1, 1, 1, 200, 900, 16, causal=False),
-    Case("grouped", 1, 4, 1, 333, 512, 40, slopes="learned"),
+    *SHARED,
 )
 
 
