@@ -14,7 +14,7 @@ Arguments that all functions share:
     bias          "symmetric": -slope * |distance|     "signed": slope * (key - query position)
     spans         [B, 3] int32 rows (kv_start, kv_end, q_start); None = (0, Sk, Sk - Sq)
     prune         True: skip keys that provably cannot change the result; False: read all
-    threads       None = the OpenMP default
+    threads       None = the OpenMP default; always 1 in a process forked after a call on several
     isa           a name of isas(); None = ALIBI_CPU_ISA, or the best one
     stats         a dict to fill: "tiles_visited" of "tiles_allowed" key tiles entered the result.
                   "decode_rows" query rows took the decode path, which read the keys of

@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <omp.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -39,6 +40,12 @@ class ThreadScratch {
 };
 
 thread_local ThreadScratch thread_scratch;
+
+// A child of fork() has no thread but the one that called it, yet OpenMP would wait there for those
+// that it remembers. So the child of a process that has started threads here goes on with one.
+std::atomic<bool> threads_started{false}, threads_lost{false};
+[[maybe_unused]] const int at_fork =
+    pthread_atfork(nullptr, nullptr, [] { threads_lost.store(threads_started.load()); });
 
 // The indices of a call, handed out in order.
 class Queue {
@@ -83,9 +90,10 @@ int32_t run_together(int64_t count, int64_t together, int threads, double flops,
       run(context, r.begin, r.end, scratch);
     }
   };
-  if (team <= 1 || flops < kSerialFlops) {
+  if (team <= 1 || flops < kSerialFlops || threads_lost.load(std::memory_order_relaxed)) {
     work();
   } else {
+    threads_started.store(true, std::memory_order_relaxed);
 #pragma omp parallel num_threads(team)
     work();
   }

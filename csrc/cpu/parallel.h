@@ -16,9 +16,10 @@ using WorkRun = void (*)(const void* context, int64_t begin, int64_t end, float*
 
 // Runs run(context, begin, end, scratch) over [0, count), handing out indices in order to `threads`
 // threads, up to `together` at once while there is plenty for all; on the calling thread alone when
-// the work is small (`flops`), because waking a second thread costs more than it saves. Items write
-// disjoint memory, so results do not depend on the number of threads. Returns ALIBI_OK, or
-// ALIBI_OUT_OF_MEMORY (then some items have not run).
+// the work is small (`flops`), because waking a second thread costs more than it saves, and in a
+// process that was forked from one with threads. Items write disjoint memory, so results do not
+// depend on the number of threads. Returns ALIBI_OK, or ALIBI_OUT_OF_MEMORY (then some items have
+// not run).
 int32_t run_together(int64_t count, int64_t together, int threads, double flops,
                      size_t scratch_floats, WorkRun run, const void* context) noexcept;
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,3 +57,23 @@ def test_calls_from_several_threads_at_once(isa: str) -> None:
         ]
         for i, job in jobs:
             assert_same_bits(job.result(timeout=60), alone[i])
+
+
+FORKED = """
+import os
+import numpy as np
+from alibi_kernels import native
+
+x = np.random.default_rng(0).standard_normal((1, 4, 256, 32), np.float32)
+call = lambda: native.attention_forward(x, x, x, np.ones(4, np.float32), threads=2)[0].tobytes()
+want = call()
+child = os.fork()
+if child == 0:
+    os._exit(0 if call() == want else 1)
+assert os.waitpid(child, 0)[1] == 0 and call() == want
+"""
+
+
+def test_after_a_fork() -> None:
+    """A child has none of its parent's threads: it computes alone, and the parent goes on."""
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
