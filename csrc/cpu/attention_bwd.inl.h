@@ -21,7 +21,8 @@
 // A chunk and its gradients stay in the second-level cache, P and dS of a tile in the first.
 //
 // A row that may see nothing (lse = -inf) contributes nothing, whatever its dout, nor, pruned, does
-// one that passes nothing on (prepare_bwd.inl.h). Otherwise non-finite numbers follow IEEE rules.
+// one that passes nothing on (prepare_bwd.inl.h). Otherwise non-finite numbers follow IEEE rules: one in
+// a key reaches every row of a tile in which a row may see it.
 #ifndef ALIBI_CPU_ATTENTION_BWD_INL_H_
 #define ALIBI_CPU_ATTENTION_BWD_INL_H_
 

@@ -208,8 +208,8 @@ class ChunkWork {
         dim_(static_cast<int>(problem_.head_dim)),
         padded_(round_up(dim_, V::kWidth)) {}
 
-  // Copies the keys (or values) of the chunk that any row may see; the others stay unread. The rest
-  // of the last group is zero.
+  // Copies the keys (or values) of the chunk that any row may see; the others stay unread, as they may
+  // hold anything. The rest of the last group is zero.
   void load_head_keys(const AlibiTensor& tensor, Element<V>* dst) const {
     const KeyRange seen = seen_keys();
     if (seen.empty()) return;
@@ -246,7 +246,9 @@ class ChunkWork {
 
   KeyRange seen_keys() const {
     const Span span = span_of(problem_, args_.spans, b_);
-    return intersect(chunk_, {span.kv_start, span.kv_end});
+    const int64_t past = span.q_start + problem_.len_q;  // the last row
+    const int64_t end = problem_.causal != 0 ? min_int64(span.kv_end, past) : span.kv_end;
+    return intersect(chunk_, {span.kv_start, end});
   }
 
   // Tiles begin at any key: lanes that begin at even keys serve the ones, lanes that begin at odd

@@ -274,7 +274,7 @@ void store_transposed(const float* src, const float* factor, int n, int dim, con
       const typename V::Reg scale = V::load(factor + i);
       for (int d = 0; d < dim; d += W) {
         const int rows = min_int(W, n - i), dims = min_int(W, dim - d);
-        const float* block = src + d * kRows<V> + i;
+        const float* block = src + int64_t{d} * kRows<V> + i;
         auto* out = dst + i * head.stride + d;
         if (rows == W && dims == W) {
           store_transposed_block<V, true>(block, scale, out, head.stride, W, W);

@@ -62,3 +62,18 @@ def test_a_delta_of_zero_is_not_enough() -> None:
     assert np.abs(truth["dv"]).max() > 1
     for isa in ISAS:
         rival.check(named(backward(case, x, isa=isa)), truth, isa)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_keys_behind_few_rows_may_hold_anything(rows: int, dtype: str) -> None:
+    """A short chunk over a cache that goes on behind it: groups of keys reach past the last row."""
+    for q_start in range(8, 16):
+        case = Case("", 1, 2, 1, rows, 32, 8, spans=((0, 32, q_start),))
+        x, clean = make_inputs(case, dtype), make_inputs(case, dtype)
+        x.k[:, :, q_start + rows :] = np.nan
+        x.v[:, :, q_start + rows :] = np.inf
+        for isa in ISAS:
+            want = named(backward(case, clean, clean.dlse, isa=isa))
+            for name, got in named(backward(case, x, x.dlse, isa=isa)).items():
+                assert got.tobytes() == want[name].tobytes(), f"{name} {isa} {q_start}"

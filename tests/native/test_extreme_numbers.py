@@ -147,7 +147,7 @@ def test_rows_that_see_no_key_are_0_whatever_came_before(causal: bool, isa: str)
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_large_values(isa: str) -> None:
-    """Sums of weights times v do not overflow where the result does not."""
+    """Sums of weights times v do not overflow at 2^100, unless weights outgrow the first tile."""
     case = Case("", 1, 1, 1, 200, 200, 8, slopes="zero", causal=False)
     x = make_inputs(case)
     scale = np.float32(2.0**100)
