@@ -141,6 +141,12 @@ LENGTHS = {
     (8, 8, 512, 64): (320, 512, 64, 448, 128, 384, 192, 256),
     (4, 16, 1024, 64): (768, 1024, 256, 512),
 }
+# Query heads that share key heads: four each, as in many language models, and all.
+GROUPED = [
+    Case(mode, 1, h, s, s, d, True, dtype, heads_kv=heads_kv)
+    for mode, dtype in ((FORWARD, "float32"), (TRAINING, "float32"), (TRAINING, "bfloat16"))
+    for h, heads_kv, s, d in ((32, 8, 2048, 128), (16, 1, 1024, 64))
+]
 PADDED = [
     Case(mode, b, h, s, s, d, True, dtype, lengths=lengths)
     for mode, dtype in ((FORWARD, "float32"), (FORWARD, "bfloat16"), (TRAINING, "float32"))
@@ -169,6 +175,7 @@ SUITES: dict[str, list[Case]] = {
         for dtype in ("float32", "bfloat16", "float16")
         for n in (2048, 8192, 32768)
     ],
+    "grouped": GROUPED,
     "padded": PADDED,
     "threads": [
         Case(FORWARD, 1, 16, 1024, 1024, 64, threads=1),

@@ -21,7 +21,7 @@ from placement import ANYWHERE, Placed, Places
 from providers import Prepared
 from record import Row
 from suites import Suite, all_suites
-from tables import FLOOR
+from tables import FLOOR, PLAIN_READ
 from truth import Truth
 from truth_model import ModelTruth
 
@@ -134,7 +134,8 @@ def measure_case(
         rows[name].status = failure(error)
     units = {p.name: p.unit for p in suite.providers}
     # The ceilings are the best moments; the floor has its median in the same minutes as the rows.
-    slower = timings[FLOOR].median / floor_seconds(case, limits) if FLOOR in timings else 1.0
+    floor = PLAIN_READ if case.mode == DECODE else FLOOR
+    slower = timings[floor].median / floor_seconds(case, limits) if floor in timings else 1.0
     for name, timing in timings.items():
         fill(rows[name], timing, suite.calls, slower * floor_seconds(case, limits, units[name]))
         if isinstance(case, ModelCase):

@@ -167,7 +167,7 @@ def run_suite(args: argparse.Namespace, suites: dict[str, Suite]) -> None:
         if ceilings is not None:
             left = max(begin + share - time.monotonic(), share * LEAST_SHARE)
             limits = measure_case(rows, suite, case, args.samples, left, ceilings, marker, places)
-            log.section("ceilings")[case.name] = limits
+            log.section("ceilings")[f"{name}/{case.name}"] = limits
             show(list(rows.values()))
         for row in rows.values():
             if row.status == "ok":

@@ -11,7 +11,7 @@ import overhead
 from cases import DECODE, SUITES, Case
 from providers import Provider, all_providers
 from providers_ours import COMPARED
-from tables import OURS, PRUNED
+from tables import OURS, PLAIN_READ, PRUNED
 from truth import Truth
 from truth_model import ModelTruth
 
@@ -19,13 +19,14 @@ MEMORY_CASE = Case("forward", 1, 8, 8192, 8192, 64)
 # Who is followed to lengths where a call takes a minute: ours, and the peers that are ever best.
 _OURS_AND_BEST = (OURS, PRUNED, "OpenVINO PagedAttention")
 _DECODING = ("alibi-kernels pruned, norms kept", "ggml flash_attn_ext")
-GROWTH = {"growth": _OURS_AND_BEST, "growth-decode": (*_OURS_AND_BEST, *_DECODING)}
+GROWTH = {"growth": _OURS_AND_BEST, "growth-decode": (*_OURS_AND_BEST, PLAIN_READ, *_DECODING)}
 # In the order of their worth, should a run be cut short; the others follow.
 FIRST = (
     "forward",
     "training",
     "decode",
     "decode-grouped",
+    "grouped",
     "padded",
     "small",
     "threads",

@@ -26,8 +26,11 @@ def column(row: Row) -> str:
     """Head of a table column: the sizes of a case."""
     if row["mode"] == "decode":
         return f"{row['dtype']} S={row['keys']}"
-    sizes = f"({row['batch']},{row['heads']},{row['queries']},{row['head_dim']})"
-    if row["suite"] == "padded":
+    heads = f"{row['heads']}/{row['heads_kv']}" if row["heads_kv"] else row["heads"]
+    sizes = f"({row['batch']},{heads},{row['queries']},{row['head_dim']})"
+    if row["suite"] == "small":
+        return f"{row['mode']} {sizes}"
+    if row["suite"] in ("grouped", "padded"):
         return f"{row['mode']} {row['dtype']} {sizes}"
     return f"{row['mode']} {sizes} t={row['threads']}" if row["suite"] == "threads" else sizes
 

@@ -34,6 +34,8 @@ class Truth:
         self.rows = rows
         parts = [self._head(h, inputs) for h in self.heads]
         self.values = {n: np.stack([p[n] for p in parts]) for n in parts[0]}
+        if case.mode == TRAINING and case.group > 1:
+            self._add_sharing_heads(inputs)
 
     def _head(self, head: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         case = self.case
@@ -62,6 +64,16 @@ class Truth:
                 grads["dv"] += p.T @ dout[rows]
         return {"out": out, **(grads if case.mode == TRAINING else {})}
 
+    def _add_sharing_heads(self, inputs: dict[str, np.ndarray]) -> None:
+        """The gradients of keys and values get a share from every query head of the group."""
+        group = self.case.group
+        for i, head in enumerate(self.heads):
+            for other in range(head // group * group, (head // group + 1) * group):
+                if other != head:
+                    share = self._head(other, inputs)
+                    self.values["dk"][i] += share["dk"]
+                    self.values["dv"][i] += share["dv"]
+
     def error(self, outputs: dict[str, np.ndarray]) -> float:
         """Largest absolute error over everything the provider returned."""
         return max(self._errors(outputs).values())
@@ -80,7 +92,8 @@ class Truth:
     def _errors(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         errors = {}
         for name, truth in self.values.items():
-            got = outputs[name][0, self.heads].astype(np.float64)
+            group = self.case.group if name in ("dk", "dv") else 1
+            got = outputs[name][0, [h // group for h in self.heads]].astype(np.float64)
             if name == "out":
                 got = got[:, self.rows]
             errors[name] = float(np.max(np.abs(got - truth)))

@@ -18,11 +18,11 @@ import models
 import one_case
 import providers
 import suites
-from cases import FORWARD, Case
+from cases import DECODE, FORWARD, Case
 from providers import Prepared, Provider
 from record import Row
 from suites import Suite
-from tables import FLOOR
+from tables import FLOOR, PLAIN_READ
 from truth_model import ModelTruth
 
 CASE = Case(FORWARD, 1, 2, 20, 20, 32)
@@ -110,6 +110,13 @@ def test_the_floor_is_what_the_machine_did_in_the_same_minutes(unit: str | None)
     assert float(rows[FLOOR].fraction_of_floor) == pytest.approx(1, abs=1e-3)
     # The ceilings of the test have half the rate for AVX2.
     assert float(rows["it"].floor_ms) == pytest.approx(taken * (2 if unit else 1), rel=1e-3)
+
+
+def test_the_floor_of_decode_is_a_plain_read() -> None:
+    case = Case(DECODE, 1, 1, 1, 64, 8)
+    both = [_calling(PLAIN_READ, lambda: time.sleep(0.01)), _calling("it", lambda: None)]
+    rows = _measure(Suite([case], both), case)
+    assert rows["it"].floor_ms == rows[PLAIN_READ].median_ms
 
 
 def test_what_is_asked_for_at_any_rate_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,10 @@ KERNEL_CASES = [
     Case(TRAINING, 2, 2, 17, 17, 8),
     Case(DECODE, 1, 4, 1, 70, 16),
 ]
-GROUPED = Case(DECODE, 1, 4, 1, 70, 16, heads_kv=2)
+GROUPED = [
+    Case(DECODE, 1, 4, 1, 70, 16, heads_kv=2),
+    Case(TRAINING, 2, 6, 17, 17, 8, heads_kv=2),
+]
 PADDED = [
     Case(mode, 2, 4, 33, 33, 16, causal, lengths=(20, 33))
     for mode, causal in ((FORWARD, True), (FORWARD, False), (TRAINING, True))
@@ -53,7 +56,7 @@ SUITES = suites.all_suites()
 def _checks() -> list[Any]:
     """Every provider of every suite on tiny cases."""
     suites = {
-        "forward": [*KERNEL_CASES, GROUPED, *PADDED],
+        "forward": [*KERNEL_CASES, *GROUPED, *PADDED],
         "layouts": KERNEL_CASES,
         "overhead": overhead.CASES,
         "models": MODEL_CASES,
@@ -163,9 +166,9 @@ def test_what_cannot_run_gets_a_row_with_its_reason() -> None:
     assert _status(refusing, case, Truth) == "no float8; too long"
 
 
-def test_truth_agrees_with_the_oracle_of_the_kernels() -> None:
+@pytest.mark.parametrize("case", [KERNEL_CASES[2], GROUPED[1]], ids=lambda case: case.name)
+def test_truth_agrees_with_the_oracle_of_the_kernels(case: Case) -> None:
     """Two float64 programs that share nothing."""
-    case = KERNEL_CASES[2]
     inputs = case.inputs()
     q, k, v, dout = (inputs[n] for n in ("q", "k", "v", "dout"))
     out, _ = oracle.attention(q, k, v, case.slopes)
@@ -173,7 +176,8 @@ def test_truth_agrees_with_the_oracle_of_the_kernels() -> None:
     expected = {"out": out, **dict(zip(("dq", "dk", "dv"), gradients, strict=False))}
     # Inputs are of order one, and the oracle rounds the scale to float32.
     for name, got in Truth(case, inputs).values.items():
-        np.testing.assert_allclose(got, expected[name][0], atol=1e-6)
+        first_and_last = expected[name][0][[0, -1]]
+        np.testing.assert_allclose(got, first_and_last, atol=1e-6)
 
 
 def test_gradients_of_the_true_model_are_its_slopes() -> None:
