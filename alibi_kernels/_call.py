@@ -34,6 +34,19 @@ Stats = dict[str, int]
 _COUNTERS = ("tiles_visited", "tiles_allowed", "decode_rows", "tiles_scored")
 
 
+def _one_each(
+    op: str, argument: str, kinds: dict[str, str], given: tuple[Array | None, ...] | None
+) -> tuple[Array | None, ...]:
+    """The arrays given as `argument`, None where one is to be allocated."""
+    if given is None:
+        return (None,) * len(kinds)
+    if isinstance(given, tuple) and len(given) == len(kinds):
+        return given
+    got = f"a tuple of {len(given)}" if isinstance(given, tuple) else contract.describe(given)
+    fields = {"name": argument, "want": len(kinds), "names": ", ".join(kinds), "got": got}
+    raise contract.error("results.length", op, **fields)
+
+
 def isas() -> list[dict[str, Any]]:
     """The instruction sets of the kernels, best first: {"name", "built", "supported"} each.
 
@@ -220,13 +233,11 @@ class Call:
             raise contract.error("array.contiguous", self.op, name=name, strides=given.strides)
         return given
 
-    def make_all(self, kinds: dict[str, str], given: tuple[Array | None, ...] | None) -> Any:
-        """Adds the gradients and returns them, a tuple in the order of `kinds`."""
-        arrays = (None,) * len(kinds) if given is None else given
-        if not isinstance(arrays, tuple) or len(arrays) != len(kinds):
-            got = f"a tuple of {len(arrays)}" if isinstance(arrays, tuple) else repr(type(arrays))
-            names = ", ".join(kinds)
-            raise contract.error("grads.length", self.op, want=len(kinds), names=names, got=got)
+    def make_all(
+        self, argument: str, kinds: dict[str, str], given: tuple[Array | None, ...] | None
+    ) -> Any:
+        """Adds the results and returns them: the arrays given as `argument`, or new ones."""
+        arrays = _one_each(self.op, argument, kinds, given)
         pairs = zip(kinds.items(), arrays, strict=True)
         return tuple(self.make(name, array, kind) for (name, kind), array in pairs)
 
@@ -326,14 +337,9 @@ class RowsCall:
         self, argument: str, kinds: dict[str, str], given: tuple[Array | None, ...] | None
     ) -> Any:
         """Adds the results and returns them: the arrays given as `argument`, or new ones."""
-        given = (None,) * len(kinds) if given is None else given
-        if not isinstance(given, tuple) or len(given) != len(kinds):
-            got = f"a tuple of {len(given)}" if isinstance(given, tuple) else repr(type(given))
-            names = ", ".join(kinds)
-            fields = {"name": argument, "want": len(kinds), "names": names, "got": got}
-            raise contract.error("rows.results", self.op, **fields)
+        arrays = _one_each(self.op, argument, kinds, given)
         results = []
-        for (name, kind), array in zip(kinds.items(), given, strict=True):
+        for (name, kind), array in zip(kinds.items(), arrays, strict=True):
             result = np.empty(self._kinds[kind], np.float32) if array is None else array
             self.take(name, result, kind)
             if not result.flags.writeable:

@@ -71,7 +71,7 @@ def attention_forward(
     call = Call("attention_forward", q, k, v, slopes, spans, *options)
     call.take("key_norms", key_norms, "key_norms", optional=True)
     given = out if isinstance(out, tuple) else (out, None)
-    results = call.make("out", given[0], "q"), call.make("lse", given[1], "lse")
+    results = call.make_all("out", {"out": "q", "lse": "lse"}, given)
     call.run(_native.attention_fwd, stats)
     return results
 
@@ -115,7 +115,7 @@ def attention_backward(
     call.take("lse", lse, "lse")
     call.take("dout", dout, "q")
     call.take("dlse", dlse, "lse", optional=True)
-    results = call.make_all({"dq": "q", "dk": "k", "dv": "k", "dslopes": "slopes"}, grads)
+    results = call.make_all("grads", {"dq": "q", "dk": "k", "dv": "k", "dslopes": "slopes"}, grads)
     call.run(_native.attention_bwd, stats)
     return results
 
@@ -179,7 +179,7 @@ def attention_weights_backward(
     call = Call("attention_weights_backward", q, k, None, slopes, spans, *options, weights=True)
     call.take("p", p, "p")
     call.take("dp", dp, "p")
-    results = call.make_all({"dq": "q", "dk": "k", "dslopes": "slopes"}, grads)
+    results = call.make_all("grads", {"dq": "q", "dk": "k", "dslopes": "slopes"}, grads)
     call.run(_native.weights_bwd, stats)
     return results
 

@@ -224,11 +224,6 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "{name} must be C-contiguous, but {name}.strides = {strides}; pass "
         "numpy.ascontiguousarray({name}).",
     ),
-    "rows.results": (
-        ValueError,
-        "{name} must be a tuple of {want} arrays or None, {names}; got {got}. Pass None to have "
-        "them allocated.",
-    ),
     "epsilon.range": (
         ValueError,
         "epsilon must be a finite number of at least 0, got {got}; pass one such as 1e-5.",
@@ -249,9 +244,10 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "start[{index}] is {got}, but {keys} keys that have norms can start at 0 to {last}; "
         "correct it, or keep more norms.",
     ),
-    "grads.length": (
+    "results.length": (
         ValueError,
-        "grads must be a tuple of {want} arrays or None, {names}; got {got}.",
+        "{name} must be a tuple of {want} arrays or None, {names}; got {got}. Pass None to have "
+        "them allocated.",
     ),
     "threads.range": (
         ValueError,

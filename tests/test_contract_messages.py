@@ -262,7 +262,7 @@ def test_every_python_rule_is_tested() -> None:
     tested = {rule for rule, _, _ in REJECTED}
     of_slopes = {rule for rule in RULES if rule.startswith(("num_heads.", "max_bias."))}
     # Tested with arrays, in native/test_bindings.py.
-    of_arrays = {"threads.range", "isa.choice", "grads.length"}
+    of_arrays = {"threads.range", "isa.choice", "results.length"}
     of_arrays |= {rule for rule in RULES if rule.startswith("array.")}
     # Tested in test_layer_ops.py and native/test_layer.py.
     of_arrays |= {rule for rule in RULES if rule.startswith("rows.")} | {"epsilon.range"}

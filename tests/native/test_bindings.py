@@ -306,6 +306,8 @@ def test_grads_of_the_wrong_length() -> None:
     out, lse = forward(CASE, x)
     with pytest.raises(ValueError, match=r"tuple of 4 arrays or None, dq, dk, dv, dslopes; got a"):
         backward(CASE, x, out, lse, grads=(None, None))
+    with pytest.raises(ValueError, match=r"out must be a tuple of 2 arrays or None, out, lse; got"):
+        forward(CASE, x, out=(out,))
 
 
 def test_gradients_of_another_shape() -> None:
