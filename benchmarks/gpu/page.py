@@ -104,6 +104,18 @@ def evidence(run: Path) -> Iterator[str]:
         yield f"- compute-sanitizer {row['tool']}: {row['status']}; {'; '.join(told)}."
 
 
+def absences(rows: list[Row]) -> Iterator[str]:
+    """Which rows have no time, and why."""
+    # Behind "target:" the compiler of FlexAttention names the arguments of the one call.
+    reasons = Counter(
+        (row["provider"], row["status"].partition(" target: ")[0])
+        for row in rows
+        if not row["median_ms"]
+    )
+    for (provider, status), count in reasons.items():
+        yield f"- {provider}: {status} ({count} case{'s' * (count > 1)})"
+
+
 def page(run: Path) -> str:
     rows, facts = read(run / "timing.csv"), json.loads((run / "machine.json").read_text())
     packages = ("torch", "triton", "jax", "cudnn")
@@ -138,6 +150,7 @@ def page(run: Path) -> str:
     for mode, title in TITLES.items():
         part = [row for row in rows if row["mode"] == mode and row["status"]]
         lines += [f"## {title}", "", *table(part), ""]
+    lines += ["## Not measured, and why", "", *absences(rows), ""]
     return "\n".join(lines)
 
 
