@@ -31,7 +31,7 @@ def main() -> None:
     results = {"commit": commit.strip(), **json.loads(RESULTS.read_text())}
     PUBLISHED_RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     image = f"![Perplexity against length]({PUBLISHED_PLOT.relative_to(ROOT)})"
-    source = f"Raw data, with machine and commit: `{PUBLISHED_RESULTS.relative_to(ROOT)}`."
+    source = f"Commit `{results['commit']}`; raw data: `{PUBLISHED_RESULTS.relative_to(ROOT)}`."
     section = f"\n{TABLES.read_text()}\n{image}\n\n{source}\n\n"
     text, count = SECTION.subn(lambda match: match[1] + section + match[2], README.read_text())
     if count != 1:

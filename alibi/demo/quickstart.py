@@ -1,4 +1,4 @@
-"""The README's quickstart, run fused and on plain operators."""
+"""A model of the package, run fused and on plain operators."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def show() -> float:
     print(f"Quickstart\n\n{CODE}", flush=True)
     fused = ALiBiTransformer(ALiBiConfig()).set_train(False)
     plain = ALiBiTransformer(ALiBiConfig(fused=False)).set_train(False)
-    for ours, theirs in zip(plain.get_parameters(), fused.get_parameters(), strict=True):
-        ours.set_data(theirs.value())
+    for copy, original in zip(plain.get_parameters(), fused.get_parameters(), strict=True):
+        copy.set_data(original.value())
     x = ops.randn(8, 100, 256)
     y = fused(x).asnumpy()
     print(y.shape)
