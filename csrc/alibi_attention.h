@@ -1,8 +1,8 @@
 // The C contract of the ALiBi attention kernels: memory layout, entry points, status codes.
 //
 // Every backend library (libalibi_cpu.so, libalibi_cuda.so) exports these functions with these
-// structs. The formulas and rules are in docs/maths.md and alibi_kernels/contract.py; this file
-// owns the memory layout and the status codes.
+// structs. The formulas are in docs/maths.md, the rules in alibi_kernels/rules.py; this file owns the
+// memory layout and the status codes.
 //
 //   p_i     = q_start + i
 //   s_ij    = scale * <q_i, k_j> + bias(p_i, j)     for allowed (i, j), -inf elsewhere
@@ -41,7 +41,7 @@ extern "C" {
 #define ALIBI_NORM_KEYS 16
 
 // Status codes. The lower-case name (alibi_status_name) is the key of the rule in
-// alibi_kernels/contract.py that owns the message text; Python checks the same rule first, so a
+// alibi_kernels/rules.py that owns the message text; Python checks the same rule first, so a
 // user meets a code only through a hand-written C caller.
 typedef enum AlibiStatus {
   ALIBI_OK = 0,

@@ -1,9 +1,9 @@
 // The argument checks that every backend makes before it touches memory: argument struct ->
 // AlibiStatus.
 //
-// The rules and their message texts belong to alibi_kernels/contract.py, which checks first; these
-// are the ones whose violation would corrupt memory or divide by zero. Values of `spans` live on
-// the device of the backend, so only the CPU checks them.
+// The rules and their message texts belong to alibi_kernels/rules.py, and contract.py checks them
+// first; these are the ones whose violation would corrupt memory or divide by zero. Values of `spans`
+// live on the device of the backend, so only the CPU checks them.
 #ifndef ALIBI_CHECK_H_
 #define ALIBI_CHECK_H_
 

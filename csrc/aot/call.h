@@ -1,6 +1,5 @@
 // One call of an operator: reads its attributes, takes its operands in order, checks what Python
-// could not see in a dynamic graph, and fills the structs of the C contract. Used by bridge.cc
-// only.
+// could not see in a dynamic graph, and fills the structs of the C contract.
 #ifndef ALIBI_AOT_CALL_H_
 #define ALIBI_AOT_CALL_H_
 

@@ -5,7 +5,7 @@
 // without a copy, and the kernel runs without the GIL. What can differ from call to call (shapes,
 // dtypes, strides, alignment, the values of slopes) is checked here every time, because the same
 // checks in Python take longer than a small kernel. A function returns the AlibiStatus and the
-// counters; native.py owns the exceptions, because contract.py owns the message text.
+// counters; native.py owns the exceptions, because rules.py owns the message text.
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
