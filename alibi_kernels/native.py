@@ -21,8 +21,10 @@ Arguments that all functions share:
                   "tiles_scored" tiles
     out, grads    arrays to write the results to (not overlapping the inputs); None allocates
 
-They raise TypeError or ValueError before anything is computed, when an argument breaks a rule of
-alibi_kernels.contract. Supported Platforms: ``CPU``. Source: arXiv 2108.12409.
+They raise TypeError or ValueError before anything is computed, when an argument breaks a rule
+(alibi_kernels.rules), RuntimeError when ALIBI_CPU_ISA names an instruction set that cannot run
+here, and MemoryError when there is no memory for scratch (the results are then undefined).
+Supported Platforms: ``CPU``. Source: arXiv 2108.12409.
 """
 
 from __future__ import annotations
@@ -136,9 +138,19 @@ def attention_weights(
     out: Array | None = None,
     stats: Stats | None = None,
 ) -> Array:
-    r"""The attention weights P_ij = exp(s_ij - lse_i) themselves, [B, Hq, Sq, Sk], dtype of q.
+    r"""The attention weights themselves; the module's docstring explains the shared arguments.
 
-    With prune=True weights below 2^-24 of their row's sum may be written as 0.
+    s_ij = scale * <q_i, k_j> + bias      P_ij = exp(s_ij - log sum_j exp(s_ij))
+
+    Args:
+        prune: True may write weights below 2^-24 of their row's sum as 0.
+        out: an array [B, Hq, Sq, Sk], dtype of q.
+
+    Returns:
+        P [B, Hq, Sq, Sk], dtype of q, in every layout; 0 in a row that may see no key.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, MemoryError: as the module's docstring says.
     """
     options = (scale, causal, bias, input_layout, prune, threads, isa)
     call = Call("attention_weights", q, k, None, slopes, spans, *options, weights=True)
@@ -266,9 +278,23 @@ def layer_norm_backward(
     isa: str | None = None,
     grads: tuple[Array | None, ...] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """The gradients of layer_norm_forward: (dx, dgamma, dbeta).
+    r"""The gradients of layer_norm_forward. Every array is contiguous float32.
 
-    mean and rstd are what the forward returned for x; dy is the gradient that arrives at y.
+    xhat = (x - mean) * rstd      g = dy * gamma      avg = mean over the last axis
+    dx = rstd * (g - avg(g) - xhat * avg(g * xhat))
+    dgamma = sum dy * xhat        dbeta = sum dy      over all rows
+
+    Args:
+        x: [..., width]; gamma: [width].
+        mean, rstd: [...], what layer_norm_forward returned for x.
+        dy: the gradient that arrives at y, like x.
+        grads: a tuple (dx, dgamma, dbeta) of arrays to write to, or None.
+
+    Returns:
+        (dx like x, dgamma [width], dbeta [width]).
+
+    Raises:
+        TypeError, ValueError, RuntimeError, MemoryError: as the module's docstring says.
     """
     call = RowsCall("layer_norm_backward", x, threads, isa)
     call.take("gamma", gamma, "vector")
@@ -288,7 +314,20 @@ def bias_gelu_forward(
     isa: str | None = None,
     out: Array | None = None,
 ) -> Array:
-    """The exact GELU of x + bias: h * Phi(h). x is [..., width], bias [width]."""
+    r"""Bias and exact GELU. Every array is contiguous float32.
+
+    y = h * Phi(h)      h = x + bias      Phi(h) = (1 + erf(h / sqrt(2))) / 2
+
+    Args:
+        x: [..., width]; bias: [width].
+        out: an array like x to write to, or None.
+
+    Returns:
+        y like x.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, MemoryError: as the module's docstring says.
+    """
     call = RowsCall("bias_gelu_forward", x, threads, isa)
     call.take("bias", bias, "vector")
     (y,) = call.make_all("out", {"y": "x"}, (out,))
@@ -305,7 +344,22 @@ def bias_gelu_backward(
     isa: str | None = None,
     grads: tuple[Array | None, ...] | None = None,
 ) -> tuple[Array, Array]:
-    """The gradients of bias_gelu_forward: (dx, dbias)."""
+    r"""The gradients of bias_gelu_forward. Every array is contiguous float32.
+
+    dx = dy * (Phi(h) + h * phi(h))      h = x + bias      phi(h) = exp(-h^2 / 2) / sqrt(2 pi)
+    dbias = sum dx                       over all rows
+
+    Args:
+        x: [..., width]; bias: [width].
+        dy: the gradient that arrives at y, like x.
+        grads: a tuple (dx, dbias) of arrays to write to, or None.
+
+    Returns:
+        (dx like x, dbias [width]).
+
+    Raises:
+        TypeError, ValueError, RuntimeError, MemoryError: as the module's docstring says.
+    """
     call = RowsCall("bias_gelu_backward", x, threads, isa)
     call.take("bias", bias, "vector")
     call.take("dy", dy, "x")
