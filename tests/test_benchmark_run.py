@@ -146,6 +146,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert schedule.describe() == "1 of 3 cases, about 1 min left"
 
 
+@pytest.mark.usefixtures("commit")
 def test_rows_of_two_commits_do_not_get_into_one_file(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     Log(path, {"commit": "another"}).save()
@@ -176,6 +177,7 @@ def test_quick_cases_are_small_and_full_ones_are_not() -> None:
         assert len({c.name for c in suite.cases}) == len(suite.cases)
 
 
+@pytest.mark.usefixtures("commit")
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     """The program, the process of a suite, the process of a measurement of memory, the CSV."""
     command = [sys.executable, run.__file__, "--quick", "--suites", "memory", "--minutes", "0.1"]

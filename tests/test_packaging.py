@@ -69,6 +69,20 @@ def test_the_sdist_holds_all_sources_and_nothing_built(checkout: Path, sdist: Pa
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 
+def test_the_tests_are_collected_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
+    """With the libraries of this checkout: who unpacks the sdist can build and test it."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    package = ROOT / "alibi_kernels"
+    shutil.copytree(package / "_lib", source / "alibi_kernels" / "_lib")
+    for library in package.glob("_native*.so"):
+        shutil.copy(library, source / "alibi_kernels")
+    python = f"import sys, pytest; sys.path.insert(0, {str(source)!r}); sys.exit(pytest.main())"
+    command = [sys.executable, "-c", python, "--collect-only", "-q", "-m", "slow or not slow"]
+    run(*command, cwd=source)
+
+
 def test_the_readme_example_runs(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert "fused=True" in example

@@ -11,6 +11,8 @@ import pytest
 
 from tests import results
 
+pytestmark = pytest.mark.usefixtures("commit")
+
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
