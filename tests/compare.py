@@ -35,6 +35,16 @@ def assert_close(got: Any, truth: Any, bound: float, what: str = "result") -> No
     assert_close_to_truth(got, truth, truth, factor=1.0, floor=bound, what=what)
 
 
+def assert_close_when_small(got: Any, truth: Any, what: str = "result") -> None:
+    """max |got - truth| <= 64 roundings of the largest number, at least of 1; float32.
+
+    For calls on a few normally distributed numbers, head dim up to 8: a score of up to 8 is off by
+    a rounding per term of its dot product, which its weight inherits; weights sum to 1.
+    """
+    largest = float(np.abs(to_float64(truth)).max(initial=1.0))
+    assert_close(got, truth, 64 * EPSILON["float32"] * largest, what)
+
+
 def assert_close_to_truth(
     got: Any, truth: Any, rival: Any, factor: float, floor: float, what: str = "result"
 ) -> None:

@@ -20,6 +20,7 @@ import alibi_kernels
 from alibi_kernels import _library, contract, custom, ops, registry, rows
 from tests import oracle
 from tests.cases import SITUATIONS, SMALL
+from tests.compare import assert_close_when_small
 from tests.cuda.model import QUICK, Model, build
 from tests.custom_tools import ROOT, normal, run_python
 from tests.test_custom_gradients import second_order
@@ -87,8 +88,8 @@ def test_fixed_slopes_are_a_constant_operand(ms, cuda, mode, with_spans):
     ones, dlse = np.ones(q.shape), np.where(np.isfinite(lse), 1.0, 0.0)
     want = oracle.attention_grad(*arrays, slopes, ones, dlse, spans=spans)
     assert len(grads) == 3
-    for got, expected in zip(grads, want[:3], strict=True):
-        np.testing.assert_allclose(got.asnumpy(), expected, rtol=1e-5, atol=1e-5)
+    for name, got, expected in zip(("dq", "dk", "dv"), grads, want[:3], strict=True):
+        assert_close_when_small(got, expected, name)
 
 
 def test_the_kernel_computes_no_gradient_for_fixed_slopes(ms, cuda, monkeypatch):
@@ -172,7 +173,7 @@ def test_one_compilation_serves_every_length(ms, cuda):
     for n, out in got.items():
         x = normal(ms, 1, 2, n, 8).asnumpy()
         truth, _ = oracle.attention(x, x, x, np.array(SLOPES))
-        np.testing.assert_allclose(out, truth, rtol=0, atol=1e-5)
+        assert_close_when_small(out, truth, f"length {n}")
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -200,7 +201,7 @@ def test_gradients_of_gradients_with_fixed_slopes(ms, cuda, mode):
         return ms.grad(function_of_gradient)
 
     got, want = mode(gradient(cuda))(q), mode(gradient("cpu"))(q)
-    np.testing.assert_allclose(got.asnumpy(), want.asnumpy(), rtol=1e-5, atol=1e-6)
+    assert_close_when_small(got, want)
     assert np.abs(want.asnumpy()).max() > 0.01
 
 
@@ -210,8 +211,8 @@ def test_gradients_of_gradients_with_trained_slopes(ms, cuda, mode):
     weight = normal(ms, 1, 2, 5, 4, seed=3)
     got = mode(second_order(ms, cuda, None, weight)[1])(*arguments)
     want = mode(second_order(ms, "cpu", None, weight)[1])(*arguments)
-    for x, y in zip(got, want, strict=True):
-        np.testing.assert_allclose(x.asnumpy(), y.asnumpy(), rtol=1e-5, atol=1e-5)
+    for i, (x, y) in enumerate(zip(got, want, strict=True)):
+        assert_close_when_small(x, y, f"operand {i}")
 
 
 def test_the_gpu_library_says_why_it_cannot_run(ms, monkeypatch):

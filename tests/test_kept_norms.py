@@ -16,7 +16,12 @@ import alibi_kernels
 from alibi_kernels import alibi_attention, alibi_slopes, key_norms, native
 from tests import oracle
 from tests.cases import DTYPES, Case, Inputs, make_inputs
-from tests.compare import EPSILON, assert_close_to_truth, to_float64
+from tests.compare import (
+    EPSILON,
+    assert_close_to_truth,
+    assert_close_when_small,
+    to_float64,
+)
 from tests.custom_tools import normal, run_python, tensor, tensors
 from tests.native.test_prune import ADVERSARIAL, adversarial
 from tests.test_custom_modes import compilations
@@ -219,8 +224,8 @@ def test_gradients_of_gradients(ms: Any, mode: Any, backend: str) -> None:
 
         return mode(ms.grad(square, (0, 1, 2)))(q, k, v)
 
-    for a, b in zip(second(norms), second(None), strict=True):
-        np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-5, atol=1e-5)
+    for i, (a, b) in enumerate(zip(second(norms), second(None), strict=True)):
+        assert_close_when_small(a, b, f"operand {i}")
 
 
 def test_backends_that_have_no_use_for_norms_take_them(ms: Any, mode: Any) -> None:
@@ -268,7 +273,7 @@ def test_one_compilation_serves_every_length(ms: Any) -> None:
             q, k, v = (normal(ms, 1, 2, m, 8, seed=m) for m in (1, n, n))
             out, norms = net(q, k, v, ms.Tensor(np.zeros((1, 2, -(-n // 16)), np.float32)))
             truth, _ = oracle.attention(*(x.asnumpy() for x in (q, k, v)), np.float32([0.5, 0.25]))
-            np.testing.assert_allclose(out.asnumpy(), truth, rtol=0, atol=1e-5)
+            assert_close_when_small(out, truth, f"{n} keys")
             np.testing.assert_array_equal(norms.asnumpy(), native.key_norms(k.asnumpy()))
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
