@@ -76,16 +76,24 @@ class ALiBiAttention(nn.Cell):
     ) -> None:
         super().__init__()
         owner = type(self).__name__
-        check(owner, d_model=d_model, num_heads=num_heads, dropout=dropout, causal=causal)
-        check(owner, scale=scale, bias=bias, num_kv_heads=num_kv_heads)
-        check(owner, learned_slopes=learned_slopes, fused=fused)
+        d_model, num_heads, dropout, causal = check(
+            owner, d_model=d_model, num_heads=num_heads, dropout=dropout, causal=causal
+        ).values()
+        scale, bias, num_kv_heads, learned_slopes, fused = check(
+            owner,
+            scale=scale,
+            bias=bias,
+            num_kv_heads=num_kv_heads,
+            learned_slopes=learned_slopes,
+            fused=fused,
+        ).values()
         check_heads(owner, d_model, num_heads, num_kv_heads)
         self.d_model = d_model
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.head_dim = d_model // num_heads
         self.options: dict[str, Any] = {
-            "scale": d_model**-0.5 if scale is None else float(scale),
+            "scale": d_model**-0.5 if scale is None else scale,
             "causal": causal,
             "bias": bias,
             "backend": None if fused else "reference",
@@ -98,7 +106,7 @@ class ALiBiAttention(nn.Cell):
         self.kqv = nn.Dense(
             d_model, (num_heads + 2 * self.num_kv_heads) * self.head_dim, has_bias=False
         )
-        self.dropout = nn.Dropout(p=float(dropout))
+        self.dropout = nn.Dropout(p=dropout)
 
     @classmethod
     def from_config(cls, config: ALiBiConfig) -> "ALiBiAttention":

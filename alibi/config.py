@@ -56,7 +56,8 @@ class ALiBiConfig:
         owner = type(self).__name__
         values = dict(self.__dict__)
         slopes = values.pop("slopes")
-        check(owner, **values)
+        for name, value in check(owner, **values).items():
+            object.__setattr__(self, name, value)
         check_heads(owner, self.d_model, self.num_heads, self.num_kv_heads)
         numbers = resolve_slopes(owner, slopes, self.num_heads)
         if not isinstance(slopes, str):  # a tuple keeps the frozen config hashable

@@ -76,7 +76,7 @@ class ALiBiLanguageModel(nn.Cell):
     def __init__(self, vocab_size: int, config: ALiBiConfig) -> None:
         super().__init__()
         owner = type(self).__name__
-        check(owner, vocab_size=vocab_size)
+        vocab_size = check(owner, vocab_size=vocab_size)["vocab_size"]
         self.transformer = ALiBiTransformer(config)
         if not config.causal:
             raise ValueError(

@@ -34,7 +34,7 @@ class FeedForward(nn.Cell):
         hidden = config.d_model * config.expansion_factor
         self.fc1 = DenseGelu(config.d_model, hidden, config.fused)
         self.fc2 = Dense(hidden, config.d_model, config.fused)
-        self.dropout = nn.Dropout(p=float(config.dropout))
+        self.dropout = nn.Dropout(p=config.dropout)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.dropout(self.fc2(self.fc1(x)))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
+import numpy as np
 import pytest
 
 from alibi import ALiBiAttention, ALiBiConfig, ALiBiLanguageModel, ALiBiTransformer
@@ -76,7 +79,30 @@ BAD_ATTENTION = [
     (
         {"scale": float("inf")},
         ValueError,
-        "scale must be None (1/sqrt(d_model)) or a finite float, but got inf.",
+        "scale must be None (1/sqrt(d_model)) or a finite float32 number, but got inf.",
+    ),
+    (
+        {"scale": 1e39},
+        ValueError,
+        "scale must be None (1/sqrt(d_model)) or a finite float32 number, but got 1e+39.",
+    ),
+    (
+        {"scale": np.bool_(True)},
+        TypeError,
+        "scale must be None (1/sqrt(d_model)) or a finite float32 number, but got True of type "
+        "bool_.",
+    ),
+    (
+        {"d_model": np.float64(64)},
+        TypeError,
+        "d_model must be an int of at least 1 (width of the residual stream), but got 64.0 "
+        "of type float64.",
+    ),
+    (
+        {"num_heads": 2, "slopes": [0.5, 1e39]},
+        ValueError,
+        'slopes must be "geometric" or "paper", or a sequence of num_heads=2 finite float32 '
+        "numbers, but got (0.5, 1e+39).",
     ),
     (
         {"bias": "linear"},
@@ -86,26 +112,26 @@ BAD_ATTENTION = [
     (
         {"slopes": "alibi"},
         ValueError,
-        'slopes must be "geometric" or "paper", or a sequence of num_heads=8 finite floats, '
-        'but got "alibi".',
+        'slopes must be "geometric" or "paper", or a sequence of num_heads=8 finite float32 '
+        'numbers, but got "alibi".',
     ),
     (
         {"slopes": [0.5, 0.25]},
         ValueError,
-        'slopes must be "geometric" or "paper", or a sequence of num_heads=8 finite floats, '
-        "but got 2 numbers.",
+        'slopes must be "geometric" or "paper", or a sequence of num_heads=8 finite float32 '
+        "numbers, but got 2 numbers.",
     ),
     (
         {"slopes": 0.5},
         TypeError,
-        'slopes must be "geometric" or "paper", or a sequence of num_heads=8 finite floats, '
-        "but got 0.5.",
+        'slopes must be "geometric" or "paper", or a sequence of num_heads=8 finite float32 '
+        "numbers, but got 0.5.",
     ),
     (
         {"num_heads": 2, "slopes": [0.5, NAN]},
         ValueError,
-        'slopes must be "geometric" or "paper", or a sequence of num_heads=2 finite floats, '
-        "but got (0.5, nan).",
+        'slopes must be "geometric" or "paper", or a sequence of num_heads=2 finite float32 '
+        "numbers, but got (0.5, nan).",
     ),
     (
         {"learned_slopes": None},
@@ -205,6 +231,55 @@ def test_bad_attention(fields: dict, error: type[Exception], message: str) -> No
     with pytest.raises(error) as raised:
         ALiBiAttention(**fields)
     assert str(raised.value) == f"ALiBiAttention: {message}"
+
+
+@pytest.mark.parametrize("make", [ALiBiConfig, ALiBiAttention])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_parameter_is_no_fixed_slope(ms: Any, make: Any, learned: bool) -> None:
+    """Its values were once copied without a word: it looked trainable and never trained."""
+    slopes = ms.Parameter(ms.Tensor([0.5, 0.25]), name="slopes")
+    with pytest.raises(TypeError) as raised:
+        make(d_model=8, num_heads=2, slopes=slopes, learned_slopes=learned)
+    assert str(raised.value) == (
+        f'{make.__name__}: slopes must be "geometric" or "paper", or a sequence of num_heads=2 '
+        "finite float32 numbers, but got a Parameter, which would not train here; pass its values, "
+        "slopes=parameter.asnumpy(), and learned_slopes=True to have the layer train them."
+    )
+    values = make(d_model=8, num_heads=2, slopes=slopes.asnumpy()).slopes
+    assert values == (0.5, 0.25)
+
+
+# What arrives from arithmetic on arrays, or from a file of hyperparameters read by NumPy.
+NUMPY_FIELDS = {
+    "d_model": np.int64(32),
+    "num_heads": np.int32(4),
+    "num_kv_heads": np.uint8(2),
+    "dropout": np.float32(0),
+    "causal": np.bool_(False),
+    "scale": np.float32(0.5),
+    "slopes": np.float32([0.5, 0.25, 0.125, 0]),
+    "bias": np.str_("signed"),
+    "learned_slopes": np.bool_(True),
+    "fused": np.bool_(True),
+}
+
+
+def test_numpy_scalars_become_plain() -> None:
+    """They were refused, in the words "must be an int ..., but got 32"."""
+    config = ALiBiConfig(num_layers=np.int64(1), max_len=np.int16(8), **NUMPY_FIELDS)
+    fields = dataclasses.asdict(config)
+    assert json.loads(json.dumps(fields)) == {**fields, "slopes": [0.5, 0.25, 0.125, 0.0]}
+    assert {type(value) for value in fields.values()} == {int, float, bool, str, tuple}
+    assert type(ALiBiConfig(dropout=0).dropout) is float
+    assert type(ALiBiLanguageModel(np.int64(7), ALiBiConfig(1, 8, 2)).vocab_size) is int
+
+
+def test_numpy_scalars_compute_the_same(ms: Any, mode: Any) -> None:
+    ours = ALiBiAttention(**NUMPY_FIELDS)
+    plain = ALiBiAttention.from_config(ALiBiConfig(**NUMPY_FIELDS))
+    plain.kqv.weight.set_data(ours.kqv.weight)
+    x = ms.Tensor(np.random.default_rng(0).standard_normal((2, 7, 32), np.float32))
+    np.testing.assert_array_equal(mode(ours)(x).asnumpy(), plain(x).asnumpy())
 
 
 def test_bad_models() -> None:
