@@ -9,7 +9,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn, ops
 
-from alibi._checks import check, check_heads, resolve_slopes
+from alibi._checks import check, check_heads, is_empty, resolve_slopes
 from alibi.config import ALiBiConfig
 from alibi_kernels import TrainedSlopes, alibi_attention, alibi_attention_packed
 
@@ -140,7 +140,10 @@ class ALiBiAttention(nn.Cell):
             out = alibi_attention_packed(packed, slopes, order="kqv", spans=spans, **self.options)
         else:
             width = self.num_kv_heads * self.head_dim
-            key, query, value = ops.split(projected, [width, self.d_model, width], axis=2)
+            if is_empty(x.shape):  # of any width; MindSpore would divide by zero to split it
+                key, query, value = projected, projected, projected
+            else:
+                key, query, value = ops.split(projected, [width, self.d_model, width], axis=2)
             kv_shape = (batch, length, self.num_kv_heads, self.head_dim)
             out = alibi_attention(
                 query.reshape((batch, length, self.num_heads, self.head_dim)),

@@ -6,31 +6,38 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal
 
-from alibi._checks import check
+from alibi._checks import check, differ
 from alibi.config import ALiBiConfig
 from alibi.layers import NORM_EPSILON
 from alibi.norm import LayerNorm
 from alibi.transformer import ALiBiTransformer
 
-IGNORED_LABEL = -100
-
 
 def cross_entropy(logits: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
-    r"""Mean of -log softmax(logits)[target] in float32, over the targets that are not -100.
+    r"""Mean of -log softmax(logits)[target] in float32, over the targets that are not negative.
 
     Args:
         logits: [..., vocab_size].
-        targets: the leading shape of logits, int32.
+        targets: the leading shape of logits, int32. Negative ones, such as -100, do not count.
 
     Returns:
         A float32 scalar, in nats per token; 0 when no target counts.
 
+    Raises:
+        ValueError: targets has another shape.
+
     Supported Platforms:
         ``CPU`` ``GPU`` ``Ascend``
     """
+    if differ(targets.shape, logits.shape[:-1]):
+        raise ValueError(
+            "cross_entropy: targets must have the shape of logits without its last axis, one "
+            f"target per row, but logits.shape = {logits.shape} and targets.shape = "
+            f"{targets.shape}."
+        )
     log_p = ops.log_softmax(logits.reshape((-1, logits.shape[-1])).astype(ms.float32), -1)
     targets = targets.reshape((-1, 1))
-    counts = (targets != IGNORED_LABEL).astype(ms.float32)
+    counts = (targets >= 0).astype(ms.float32)
     picked = ops.gather_d(log_p, 1, ops.maximum(targets, 0))
     return -(picked * counts).sum() / ops.maximum(counts.sum(), 1.0)
 
@@ -50,7 +57,7 @@ class ALiBiLanguageModel(nn.Cell):
     Inputs:
         ids: [batch, length] int32 token ids.
         labels: [batch, length] int32 or None, usually ids again: the logits at position i are
-            compared with labels[i + 1]; -100 marks positions that do not count.
+            compared with labels[i + 1]; negative ones, such as -100, do not count.
         spans: [batch, 3] int32 or None; see ALiBiAttention.
 
     Outputs:
@@ -58,7 +65,8 @@ class ALiBiLanguageModel(nn.Cell):
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: vocab_size < 1, or config.causal is False.
+        ValueError: vocab_size < 1, config.causal is False, ids is not [batch, length], or labels
+            has another shape.
 
     Supported Platforms:
         As ALiBiAttention.
@@ -100,6 +108,11 @@ class ALiBiLanguageModel(nn.Cell):
         if len(ids.shape) != 2:
             raise ValueError(
                 f"ALiBiLanguageModel: ids must have shape [batch, length], but got {ids.shape}."
+            )
+        if labels is not None and differ(labels.shape, ids.shape):
+            raise ValueError(
+                "ALiBiLanguageModel: labels must have the shape of ids, one label per token, but "
+                f"ids.shape = {ids.shape} and labels.shape = {labels.shape}."
             )
         hidden = self.norm(self.transformer(self.embed(ids), spans))
         logits = ops.dense(hidden, self.embedding.embedding_table.astype(hidden.dtype))

@@ -245,6 +245,23 @@ def test_one_graph_for_every_length(ms: Any, name: str) -> None:
         assert_close(compiled(x), y, BOUND * np.abs(y).max(), f"length {length}")
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["decoder", "grouped", "one_kv_head"])
+@pytest.mark.parametrize("shape", [(0, 7), (2, 0)], ids=str)
+def test_nothing_in_nothing_out(
+    ms: Any, mode: Any, shape: tuple[int, int], name: str, fused: bool
+) -> None:
+    """With fewer key heads a graph split the empty projection, which ended the process: SIGFPE."""
+    attention = ALiBiAttention(D_MODEL, HEADS, dropout=0.0, fused=fused, **CONFIGS[name])
+    x, spans = ms.Tensor(draw(*shape, D_MODEL)), ms.Tensor(np.zeros((shape[0], 3), np.int32))
+    for call in ((x,), (x, spans)):
+        assert mode(attention)(*call).shape == x.shape
+    # Nothing more can be asked of MindSpore: its product over no rows, the gradient of the weight,
+    # is left unwritten, and its segment sums, in the gradient of the plain operators, refuse.
+    if fused:
+        assert ms.grad(lambda x: (attention(x) ** 2).sum())(x).shape == x.shape
+
+
 def test_recompute(ms: Any) -> None:
     """Recomputed layers give the gradients that stored ones give."""
     found = []

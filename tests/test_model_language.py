@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,22 +50,64 @@ def test_logits_are_causal(ms: Any, mode: Any, cls: Any) -> None:
 
 
 def test_loss(ms: Any, mode: Any) -> None:
-    """Position i is compared with label i + 1; -100 does not count."""
+    """Position i is compared with label i + 1; a negative label does not count.
+
+    -1 was once trained as token 0.
+    """
     model = ALiBiLanguageModel(50, CONFIG).set_train(False)
     ids = draw_ids(3, 10)
     labels = ids.copy()
     labels[0, :4] = -100
+    labels[1, 3:5] = -1
+    labels[2, 9] = -7
     logits = model(ms.Tensor(ids)).asnumpy()
     log_p = log_softmax(logits)[:, :-1]
     picked = np.take_along_axis(log_p, ids[:, 1:, None], -1)[..., 0]
-    expected = -picked[labels[:, 1:] != -100].mean()
+    expected = -picked[labels[:, 1:] >= 0].mean()
     got = mode(model)(ms.Tensor(ids), ms.Tensor(labels))
     assert float(got.asnumpy()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_without_targets(ms: Any) -> None:
-    nothing = ms.Tensor(np.full((1, 3), -100, np.int32))
-    assert float(cross_entropy(ms.Tensor(np.ones((1, 3, 5), np.float32)), nothing).asnumpy()) == 0
+    for label in (-100, -1):
+        nothing = ms.Tensor(np.full((1, 3), label, np.int32))
+        logits = ms.Tensor(np.ones((1, 3, 5), np.float32))
+        assert float(cross_entropy(logits, nothing).asnumpy()) == 0
+
+
+def test_labels_of_another_shape(
+    ms: Any, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They once gave a loss: the mean over the first logits, each beside the wrong label."""
+    monkeypatch.chdir(tmp_path)  # MindSpore writes a dump of the graph that failed
+    model, ids = ALiBiLanguageModel(50, CONFIG), draw_ids(2, 6)
+    for labels in (ids[:, :4], ids[:1], ids.T, ids[None]):
+        message = (
+            "ALiBiLanguageModel: labels must have the shape of ids, one label per token, but "
+            f"ids.shape = (2, 6) and labels.shape = {labels.shape}."
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            mode(model)(ms.Tensor(ids), ms.Tensor(labels))
+    message = (
+        "cross_entropy: targets must have the shape of logits without its last axis, one target "
+        "per row, but logits.shape = (2, 6, 5) and targets.shape = (2, 3)."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mode(cross_entropy)(ms.Tensor(np.ones((2, 6, 5), np.float32)), ms.Tensor(ids[:, :3]))
+
+
+def test_one_graph_of_the_loss_for_every_length(ms: Any) -> None:
+    """What is known of the shapes of ids and labels is compared, and only that."""
+    model = ALiBiLanguageModel(50, CONFIG).set_train(False)
+
+    def forward(ids, labels):  # type: ignore[no-untyped-def]
+        return model(ids, labels)
+
+    loss = ms.jit(forward, dynamic=1)
+    for length in (5, 9, 6, 21):
+        ids = ms.Tensor(draw_ids(2, length))
+        want = float(model(ids, ids).asnumpy())
+        assert float(loss(ids, ids).asnumpy()) == pytest.approx(want, rel=1e-5)
 
 
 def test_head_is_tied(ms: Any) -> None:
