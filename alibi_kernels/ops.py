@@ -20,9 +20,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from alibi_kernels import contract, norms_contract, registry
+from alibi_kernels import slopes as _slopes
 from alibi_kernels.contract import Signature, Spec
 from alibi_kernels.forms import form, require_tensor, spec
 from alibi_kernels.registry import Run
+
+_slopes.compute = ms.constexpr(_slopes.compute, name="alibi_slopes", check=False)
 
 # public function -> what validates its arguments, and the names of its tensors.
 _OPERATORS: dict[str, tuple[Callable[..., Signature], tuple[str, ...]]] = {

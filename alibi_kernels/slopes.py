@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def alibi_slopes(num_heads: int, kind: str = "paper", max_bias: float = 8.0) -> 
     third, fifth, ... slope of geometric_2p until there are num_heads.
 
     Args:
-        num_heads (int): number of query heads, at least 1.
+        num_heads (int): number of query heads, at least 1. In a compiled graph, where the slopes
+            are constants, it must be one too: an attribute, or the size of a static axis.
         kind (str): "paper" or "geometric".
         max_bias (float): the exponent of the flattest head, above 0. Default: 8, so that for
             powers of two the last slope is 2^-8 per position of distance.
@@ -43,6 +45,10 @@ def alibi_slopes(num_heads: int, kind: str = "paper", max_bias: float = 8.0) -> 
 
     Source: Train Short, Test Long (arXiv 2108.12409), section 3 and its released code.
     """
+    return compute(num_heads, kind, max_bias)
+
+
+def _compute(num_heads: Any, kind: Any, max_bias: Any) -> NDArray[np.float32]:
     heads = _head_count(num_heads)
     contract.check_choice("kind", kind, contract.SLOPE_KINDS, op=_OP)
     if not contract.is_real(max_bias):
@@ -54,6 +60,10 @@ def alibi_slopes(num_heads: int, kind: str = "paper", max_bias: float = 8.0) -> 
     power = 1 << (heads.bit_length() - 1)
     rest = _geometric(2 * power, max_bias)[::2][: heads - power]
     return np.concatenate([_geometric(power, max_bias), rest]).astype(np.float32)
+
+
+# Graphs cannot compile it; alibi_kernels.ops, which knows MindSpore, makes it a constant of theirs.
+compute: Callable[[Any, Any, Any], NDArray[np.float32]] = _compute
 
 
 def _geometric(count: int, max_bias: float) -> NDArray[np.float64]:

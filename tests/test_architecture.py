@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "rows": {"contract", "custom", "ascend", "reference", "_library", "_cann"},
     "registry": {"contract", "norms_contract", "custom", "rows"},
     "forms": {"contract"},
-    "ops": {"contract", "norms_contract", "forms", "registry"},
+    "ops": {"contract", "norms_contract", "forms", "registry", "slopes"},
     "norms": {"contract", "norms_contract", "forms", "custom", "rows", "registry"},
     "layer_ops": {"layer_contract", "forms", "custom", "rows", "registry"},
     "info": {"contract", "layer_ops", "registry", "_library", "_cann", "native"},

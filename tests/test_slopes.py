@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from alibi_kernels import alibi_slopes
+from alibi_kernels import alibi_attention, alibi_slopes
+from tests.custom_tools import normal, run_python
 
 # Head counts of published models, with the slopes that their code prints.
 PUBLISHED = {
@@ -61,6 +63,39 @@ def test_max_bias_is_the_exponent_of_the_flattest_head(kind: str) -> None:
         np.testing.assert_allclose(
             alibi_slopes(12, kind, max_bias), default ** (max_bias / 8), rtol=1e-6
         )
+
+
+def test_in_a_graph(ms: Any, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant of the compilation: graphs once failed on the checks, with an unrelated text."""
+    monkeypatch.chdir(tmp_path)  # MindSpore writes a dump of the graph that failed
+    q = normal(ms, 1, 6, 9, 8)
+
+    def inside(q):  # type: ignore[no-untyped-def]
+        return alibi_attention(q, q, q, alibi_slopes(q.shape[1], max_bias=4))
+
+    def without_heads(q):  # type: ignore[no-untyped-def]
+        return alibi_attention(q, q, q, alibi_slopes(q.shape[1] - 6))
+
+    want = alibi_attention(q, q, q, alibi_slopes(6, max_bias=4)).asnumpy()
+    np.testing.assert_array_equal(mode(inside)(q).asnumpy(), want)
+    with pytest.raises(ValueError, match="alibi_slopes: num_heads must be at least 1, got 0"):
+        mode(without_heads)(q)
+
+
+def test_in_a_graph_whatever_was_imported_first(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from alibi_kernels import alibi_slopes; first = alibi_slopes(4).tolist()\n"
+        "import mindspore as ms, numpy as np; from alibi_kernels import alibi_attention\n"
+        "class Net(ms.nn.Cell):\n"
+        "    def construct(self, q):\n"
+        "        return alibi_attention(q, q, q, alibi_slopes(4))\n"
+        "ms.set_context(mode=ms.GRAPH_MODE)\n"
+        "q = ms.Tensor(np.ones((1, 4, 3, 8), np.float32))\n"
+        "print(Net()(q).shape, first == alibi_slopes(4).tolist())\n"
+    )
+    done = run_python(script, tmp_path)
+    assert done.stdout.strip() == "(1, 4, 3, 8) True", done.stderr
 
 
 def test_numpy_integers_are_integers() -> None:
