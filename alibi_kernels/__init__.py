@@ -1,7 +1,7 @@
 """Attention with linear biases (ALiBi, arXiv 2108.12409) for MindSpore: fused, exact kernels.
 
-Public names are loaded when first used, so that `alibi_kernels.native` and `alibi_kernels.slopes`
-work where MindSpore is not installed.
+Public names are loaded when first used, so that `alibi_kernels.native`, the kernels on NumPy
+arrays, and `alibi_slopes` work where MindSpore is not installed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alibi_kernels import native as native
     from alibi_kernels.layer_ops import bias_gelu, layer_norm
     from alibi_kernels.norms import key_norms
     from alibi_kernels.ops import (
@@ -51,6 +52,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "native":
+        return import_module(f"{__name__}.native")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -59,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "native"})
