@@ -319,7 +319,7 @@ def _check_spans(op: str, spans: Spec | None, q: _Sizes, k: _Sizes, causal: bool
             raise error("spans.needed", op, len_q=q.length, len_k=k.length, missing=missing)
         return
     if spans.dtype != "int32":
-        raise error("spans.dtype", op, got=spans.dtype)
+        raise error("spans.mask" if spans.dtype == "bool" else "spans.dtype", op, got=spans.dtype)
     if spans.shape == _UNKNOWN_RANK:
         return
     shape, batch = spans.shape, q.batch

@@ -156,6 +156,12 @@ RULES: dict[str, tuple[type[Exception], str]] = {
         "spans must have shape ({batch}, 3), a row (kv_start, kv_end, q_start) per batch item, but "
         "spans.shape = {shape}; spans are never broadcast.",
     ),
+    "spans.mask": (
+        TypeError,
+        "spans has dtype bool, but spans are not a mask: pass int32 of shape (batch, 3), a row "
+        "(kv_start, kv_end, q_start) per batch item, such as (0, n, 0) for n tokens padded on the "
+        "right.",
+    ),
     "spans.dtype": (TypeError, "spans has dtype {got}; it must be int32. Cast it first."),
     "spans.range": (
         ValueError,

@@ -222,6 +222,14 @@ REJECTED: list[Reject] = [
         "spans.shape = (1, 3); spans are never broadcast.",
     ),
     (
+        # Cast, as the message for another dtype says, a mask would still not be spans.
+        "spans.mask",
+        lambda: attention(spans=Spec((2, 120), "bool")),
+        "spans has dtype bool, but spans are not a mask: pass int32 of shape (batch, 3), a row "
+        "(kv_start, kv_end, q_start) per batch item, such as (0, n, 0) for n tokens padded on the "
+        "right.",
+    ),
+    (
         "spans.dtype",
         lambda: attention(spans=Spec((2, 3), "int64")),
         "spans has dtype int64; it must be int32. Cast it first.",
