@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,11 @@ def _usable_isas() -> list[str]:
 
 def _threads(op: str, threads: int | None) -> int:
     """What the kernels take: 0 for the OpenMP default."""
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise contract.error("threads.range", op, got=repr(threads))
-    return threads or 0
+    if threads is None:
+        return 0
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1:
+        raise contract.error("threads.range", op, got=contract.describe(threads))
+    return int(threads)
 
 
 def _isa(op: str, isa: str | None) -> str | None:

@@ -226,7 +226,7 @@ def key_norms(
     contract.require_type("k", k, np.ndarray, op=op)
     contract.check_choice("input_layout", input_layout, contract.LAYOUTS, op=op)
     sizes = norms_contract.check_keys(contract.spec(k), input_layout, op=op)
-    norms_contract.check_start(start, op=op)
+    start = norms_contract.check_start(start, op=op)
     least = norms_contract.blocks(start + sizes.length)
     if norms is None:
         norms = np.zeros((sizes.batch, sizes.heads, least), np.float32)

@@ -89,8 +89,7 @@ def _plan(k: tuple[Any, ...], start: Any, norms: tuple[Any, ...], layout: str) -
         starts = spec(start.shape, start.dtype)
         norms_contract.check_starts(starts, sizes.batch, kept is not None, op=_OP)
     else:
-        norms_contract.check_start(start, op=_OP)
-        first = start
+        first = norms_contract.check_start(start, op=_OP)
     blocks = None
     if sizes.length is not None:
         blocks = norms_contract.blocks((first or 0) + sizes.length)

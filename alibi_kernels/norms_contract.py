@@ -7,6 +7,7 @@ in graphs of dynamic shapes, break no rule.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from alibi_kernels import contract
@@ -56,10 +57,11 @@ def check_norms(
         raise contract.error("norms.shape", op, want=want, shape=shape)
 
 
-def check_start(start: Any, *, op: str) -> None:
-    """ValueError unless start is a position."""
-    if type(start) is not int or start < 0:
-        raise contract.error("start.range", op, got=repr(start))
+def check_start(start: Any, *, op: str) -> int:
+    """start, or ValueError unless it is a position."""
+    if not isinstance(start, Integral) or isinstance(start, bool) or start < 0:
+        raise contract.error("start.range", op, got=contract.describe(start))
+    return int(start)
 
 
 def check_starts(start: Spec, batch: int | None, has_norms: bool, *, op: str) -> None:

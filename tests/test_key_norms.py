@@ -91,6 +91,17 @@ def test_keys_without_a_norm_are_never_left_out(ms: Any, value: float) -> None:
 
 
 @pytest.mark.usefixtures("made_by")
+def test_numpy_integers_are_integers(ms: Any, mode: Any) -> None:
+    """They were refused: "start must be an integer of at least 0, got 5"."""
+    start, k = np.int64(5), normal(ms, 1, 2, 40, 8)
+
+    def make(k):  # type: ignore[no-untyped-def]
+        return key_norms(k, start=start)
+
+    np.testing.assert_array_equal(mode(make)(k).asnumpy(), key_norms(k, start=5).asnumpy())
+
+
+@pytest.mark.usefixtures("made_by")
 def test_no_keys(ms: Any, mode: Any) -> None:
     norms = normal(ms, 2, 3, 4)
 
@@ -109,8 +120,9 @@ def test_no_keys(ms: Any, mode: Any) -> None:
         ({"k": (1, 2, 40, 0)}, ValueError, "k has head_dim 0"),
         ({"k": np.float64}, TypeError, "k has dtype float64; k must be float32, float16 or"),
         ({"input_layout": "BHSD"}, ValueError, 'input_layout must be one of "BNSD", "BSND"'),
-        ({"start": -1}, ValueError, "start must be an integer of at least 0, got -1."),
-        ({"start": 1.0}, ValueError, "start must be an integer of at least 0, got 1.0."),
+        ({"start": -1}, ValueError, "start must be an integer of at least 0, got -1 (int)."),
+        ({"start": 1.0}, ValueError, "start must be an integer of at least 0, got 1.0 (float)."),
+        ({"start": True}, ValueError, "start must be an integer of at least 0, got True (bool)."),
         ({"start": np.int32([0])}, ValueError, "start is a Tensor and norms is None"),
         (
             {"start": np.int64([0]), "norms": 3},

@@ -278,7 +278,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"threads": 0},
         ValueError,
         "attention_forward: threads must be an integer of at least 1, or None for the OpenMP "
-        "default; got 0.",
+        "default; got 0 (int).",
     ),
     "isa": (
         {"isa": "sse9"},

@@ -86,6 +86,13 @@ def test_no_keys() -> None:
         assert native.key_norms(k).shape == (batch, heads, 2)
 
 
+def test_numpy_integers_are_integers() -> None:
+    """They were refused: "start must be an integer of at least 0, got 5"."""
+    k = make_inputs(Case("", 1, 2, 2, 1, 40, 8)).k
+    got = native.key_norms(k, start=np.int64(5), threads=np.int32(1))
+    np.testing.assert_array_equal(got, native.key_norms(k, start=5))
+
+
 def test_norms_serve_the_tiles_too() -> None:
     """More rows than a decode step has: the norms kept are as good as those computed."""
     case = Case("", 1, 4, 2, 300, 1500, 32)
@@ -120,8 +127,9 @@ def test_norms_of_the_wrong_shape_or_dtype() -> None:
         ({"k": [[1.0]]}, TypeError, "key_norms: k must be a"),
         ({"k": np.zeros((2, 3, 4), np.float32)}, ValueError, "key_norms: k must have 4 axes"),
         ({"input_layout": "BHSD"}, ValueError, "input_layout must be one of"),
-        ({"start": -1}, ValueError, "start must be an integer of at least 0, got -1."),
-        ({"start": 1.0}, ValueError, "start must be an integer of at least 0, got 1.0."),
+        ({"start": -1}, ValueError, r"start must be an integer of at least 0, got -1 \(int\)"),
+        ({"start": 1.0}, ValueError, r"start must be .* of at least 0, got 1.0 \(float\)"),
+        ({"start": True}, ValueError, r"start must be .* of at least 0, got True \(bool\)"),
         ({"norms": [0.0]}, TypeError, "key_norms: norms must be a"),
         (
             {"norms": np.zeros((1, 2, 2), np.float32)},
