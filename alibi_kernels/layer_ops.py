@@ -32,7 +32,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5) ->
 
     Args:
         x (Tensor): [..., width], float32, float16 or bfloat16.
-        gamma, beta (Tensor): [width]; cast to the dtype of x.
+        gamma, beta (Tensor): [width]; cast to the dtype of x, or to float32 where bfloat16 is
+            computed in it.
         epsilon (float): added to the variance. Default: 1e-5.
 
     Returns:
@@ -43,7 +44,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5) ->
         ValueError: gamma or beta is not [width], or epsilon is negative or not finite.
 
     Supported Platforms:
-        ``CPU`` fused, in float32; ``GPU`` ``Ascend`` and other dtypes as MindSpore's LayerNorm
+        ``CPU`` fused, in float32; ``GPU`` ``Ascend`` and other dtypes as MindSpore's LayerNorm, on
+        the CPU in float32 for bfloat16
 
     Source: arXiv 1607.06450.
     """
@@ -58,7 +60,8 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         x (Tensor): [..., width], float32, float16 or bfloat16.
-        bias (Tensor): [width]; cast to the dtype of x.
+        bias (Tensor): [width]; cast to the dtype of x, or to float32 where bfloat16 is computed in
+            it.
 
     Returns:
         Tensor like x.
@@ -68,7 +71,8 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
         ValueError: bias is not [width].
 
     Supported Platforms:
-        ``CPU`` fused, in float32; ``GPU`` ``Ascend`` and other dtypes in MindSpore's operators
+        ``CPU`` fused, in float32; ``GPU`` ``Ascend`` and other dtypes in MindSpore's operators, on
+        the CPU in float32 for bfloat16
 
     Source: arXiv 1606.08415.
     """
@@ -103,10 +107,11 @@ def _cached_plan(
     library = None
     if device == "CPU" and all(dtype == ms.float32 for _, _, dtype in forms):
         library = registry.cpu_kernels(op)
-    if op == "layer_norm":
-        assert epsilon is not None
-        return _plain_norm(epsilon) if library is None else _norm(library, epsilon)
-    return _plain_gelu if library is None else _gelu(library)
+    if library is not None:
+        return _gelu(library) if epsilon is None else _norm(library, epsilon)
+    if device == "CPU" and forms[0][2] == ms.bfloat16:
+        return _float32_gelu if epsilon is None else _float32_norm(epsilon)
+    return _plain_gelu if epsilon is None else _plain_norm(epsilon)
 
 
 def explain_dtype(dtype: str) -> str:
@@ -199,3 +204,18 @@ def _plain_norm(epsilon: float) -> Run:
 def _plain_gelu(x, bias):
     h = x + bias.astype(x.dtype)
     return 0.5 * h * (1 + ops.erf(h * 0.5**0.5))
+
+
+# For bfloat16 on the CPU, where MindSpore has neither LayerNorm nor erf of it.
+@lru_cache(maxsize=64)
+def _float32_norm(epsilon: float) -> Run:
+    plain = _plain_norm(epsilon)
+
+    def run(x, gamma, beta):
+        return plain(x.astype(ms.float32), gamma, beta).astype(x.dtype)
+
+    return run
+
+
+def _float32_gelu(x, bias):
+    return _plain_gelu(x.astype(ms.float32), bias).astype(x.dtype)
