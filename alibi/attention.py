@@ -50,7 +50,9 @@ class ALiBiAttention(nn.Cell):
         ValueError: an argument is out of range, or x is not [batch, length, d_model].
 
     Supported Platforms:
-        ``CPU`` fused and not; ``GPU`` ``Ascend`` as alibi_kernels.explain() reports.
+        ``CPU`` fused and not, in float32 and float16: MindSpore has no bfloat16 matrix product
+        there. ``GPU`` ``Ascend`` as alibi_kernels.explain() reports. Gradients of gradients need a
+        compiled graph; in PyNative mode MindSpore's nn.Dense, the projection, makes them 0.
 
     Source: arXiv 2108.12409; the projection and its order follow github.com/jaketae/alibi.
 
