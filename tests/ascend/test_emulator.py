@@ -22,3 +22,15 @@ def test_emulator_reports_every_broken_rule(tmp_path: Path) -> None:
     assert not wrong
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) >= 46
+
+
+@pytest.mark.parametrize(
+    ("question", "accepted"),
+    [("if ASCEND_IS_AIV { core /= 2; }", True), ("core = ASCEND_IS_AIC ? core : core / 2;", False)],
+)
+def test_which_core_runs_is_asked_by_an_if(question: str, accepted: bool) -> None:
+    """A device build defines ASCEND_IS_AIC and its like as "constexpr (...)"."""
+    program = f'#include "kernel_operator.h"\nvoid f(int core) {{ {question} }}\n'
+    command = [CXX, "-std=c++17", "-fsyntax-only", f"-I{HERE / 'emulator'}", "-x", "c++", "-"]
+    result = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
+    assert (result.returncode == 0) == accepted, result.stderr

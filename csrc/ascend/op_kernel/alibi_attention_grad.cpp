@@ -12,8 +12,10 @@ extern "C" __global__ __aicore__ void alibi_attention_grad(GM_ADDR q, GM_ADDR k,
   KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);
   REGISTER_TILING_DEFAULT(alibi::ascend::AttentionTiling);
   GET_TILING_DATA_WITH_STRUCT(AttentionTiling, t, tiling);
-  const int32_t core =
-      ASCEND_IS_AIC ? AscendC::GetBlockIdx() : AscendC::GetBlockIdx() / AscendC::GetTaskRation();
+  int32_t core = AscendC::GetBlockIdx();
+  if ASCEND_IS_AIV {
+    core /= AscendC::GetTaskRation();
+  }
   const GradWorkspace space = grad_workspace(t.head_dim);
   GM_ADDR own = AscendC::GetUserWorkspace(workspace) + core * space.bytes;
   GradTensors<DTYPE_Q> tensors;

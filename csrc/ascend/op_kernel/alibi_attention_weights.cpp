@@ -8,8 +8,10 @@ extern "C" __global__ __aicore__ void alibi_attention_weights(GM_ADDR q, GM_ADDR
   KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);
   REGISTER_TILING_DEFAULT(alibi::ascend::AttentionTiling);
   GET_TILING_DATA_WITH_STRUCT(AttentionTiling, t, tiling);
-  const int32_t core =
-      ASCEND_IS_AIC ? AscendC::GetBlockIdx() : AscendC::GetBlockIdx() / AscendC::GetTaskRation();
+  int32_t core = AscendC::GetBlockIdx();
+  if ASCEND_IS_AIV {
+    core /= AscendC::GetTaskRation();
+  }
   WeightsTensors<DTYPE_Q> tensors;
   tensors.q.SetGlobalBuffer((__gm__ DTYPE_Q*)q);
   tensors.k.SetGlobalBuffer((__gm__ DTYPE_Q*)k);

@@ -9,8 +9,10 @@ extern "C" __global__ __aicore__ void alibi_attention_weights_grad(
   KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);
   REGISTER_TILING_DEFAULT(alibi::ascend::AttentionTiling);
   GET_TILING_DATA_WITH_STRUCT(AttentionTiling, t, tiling);
-  const int32_t core =
-      ASCEND_IS_AIC ? AscendC::GetBlockIdx() : AscendC::GetBlockIdx() / AscendC::GetTaskRation();
+  int32_t core = AscendC::GetBlockIdx();
+  if ASCEND_IS_AIV {
+    core /= AscendC::GetTaskRation();
+  }
   const WeightsGradWorkspace space = weights_grad_workspace(t.head_dim);
   GM_ADDR all = AscendC::GetUserWorkspace(workspace);
   GM_ADDR own = all + core * space.bytes;

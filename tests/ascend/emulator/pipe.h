@@ -17,12 +17,13 @@ void PipeBarrier();
 class TPipe {
  public:
   TPipe() {
-    if (!ASCEND_IS_AIC) return;
-    for (int id = 0; id < 3; ++id) SetFlag<HardEvent::M_MTE1>(id);
+    if ASCEND_IS_AIC {
+      for (int id = 0; id < 3; ++id) SetFlag<HardEvent::M_MTE1>(id);
+    }
   }
   ~TPipe() noexcept(false) {
     if (std::uncaught_exceptions()) return;
-    if (ASCEND_IS_AIC) {
+    if ASCEND_IS_AIC {
       for (int id = 0; id < 3; ++id) WaitFlag<HardEvent::M_MTE1>(id);
     }
     PipeBarrier<PIPE_ALL>();

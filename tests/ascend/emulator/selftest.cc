@@ -27,7 +27,7 @@ GlobalTensor<T> global(T* address) {
 enum Omit { kNothing, kLoadFlag, kBarrier, kStoreFlag, kReuseFlag };
 void pipeline(Omit omit) {
   TPipe pipe;
-  if (ASCEND_IS_AIC || GetSubBlockIdx() == 1) return;
+  if (machine().core() != emu::kAiv0) return;
   TBuf<TPosition::VECIN> buffer;
   pipe.InitBuffer(buffer, kCount * 2);
   LocalTensor<float> x = buffer.Get<float>();
@@ -45,7 +45,7 @@ void pipeline(Omit omit) {
 }
 
 void write_all() {  // a valid output, for programs about something else
-  if (ASCEND_IS_AIC || GetSubBlockIdx() == 1) return;
+  if (machine().core() != emu::kAiv0) return;
   TPipe pipe;
   TBuf<TPosition::VECOUT> buffer;
   pipe.InitBuffer(buffer, kCount * 4);
@@ -58,7 +58,7 @@ void write_all() {  // a valid output, for programs about something else
 template <typename F>
 void on_vector(F f) {  // f(UB tensor of 4096 floats) on AIV0
   write_all();
-  if (ASCEND_IS_AIC || GetSubBlockIdx() == 1) return;
+  if (machine().core() != emu::kAiv0) return;
   TPipe pipe;
   TBuf<TPosition::VECCALC> buffer;
   pipe.InitBuffer(buffer, 4096 * 4);
@@ -74,7 +74,9 @@ struct CubeProgram {
 };
 void cube(const CubeProgram& p) {
   write_all();
-  if (ASCEND_IS_AIV) return;
+  if ASCEND_IS_AIV {
+    return;
+  }
   TPipe pipe;
   TBuf<TPosition::A1> l1;
   TBuf<TPosition::A2> l0a;
@@ -111,7 +113,9 @@ void cube(const CubeProgram& p) {
 // AIV0 and AIV1 each write half of the workspace, the other reads it after a cross-core flag.
 void exchange(bool set0, bool set1, bool wait) {
   write_all();
-  if (ASCEND_IS_AIC) return;
+  if ASCEND_IS_AIC {
+    return;
+  }
   TPipe pipe;
   TBuf<TPosition::VECIN> buffer;
   pipe.InitBuffer(buffer, kCount * 4);
@@ -128,7 +132,7 @@ void exchange(bool set0, bool set1, bool wait) {
 // The cube core releases both vector cores, or waits for both.
 void cross(int sets, uint16_t flag) {
   write_all();
-  if (ASCEND_IS_AIC) {
+  if ASCEND_IS_AIC {
     for (int i = 0; i < sets; ++i) CrossCoreSetFlag<2, PIPE_FIX>(flag);
   } else {
     for (int i = 0; i < sets; ++i) CrossCoreWaitFlag(flag);
@@ -139,7 +143,9 @@ void cross(int sets, uint16_t flag) {
 // take over the quarter of a core of the other block.
 template <pipe_t pipe>
 void meet(bool set, bool wait, int absent = -1) {
-  if (ASCEND_IS_AIC) return;
+  if ASCEND_IS_AIC {
+    return;
+  }
   TPipe tpipe;
   TBuf<TPosition::VECIN> buffer;
   tpipe.InitBuffer(buffer, kCount);
@@ -193,7 +199,9 @@ const std::vector<Program>& programs() {
        [] {
          write_all();
          TPipe pipe;
-         if (ASCEND_IS_AIC) SetFlag<HardEvent::M_MTE1>(0);
+         if ASCEND_IS_AIC {
+           SetFlag<HardEvent::M_MTE1>(0);
+         }
        }},
       {"misaligned operand", "multiple of 32",
        [] { on_vector([](auto x) { Muls(x[1], x[8], 1.0f, 8); }); }},
@@ -206,14 +214,18 @@ const std::vector<Program>& programs() {
          write_all();
          TPipe pipe;
          TBuf<TPosition::VECCALC> buffer;
-         if (ASCEND_IS_AIV) pipe.InitBuffer(buffer, (192 << 10) + 32);
+         if ASCEND_IS_AIV {
+           pipe.InitBuffer(buffer, (192 << 10) + 32);
+         }
        }},
       {"L1 on a vector core", "which has 0",
        [] {
          write_all();
          TPipe pipe;
          TBuf<TPosition::A1> buffer;
-         if (ASCEND_IS_AIV) pipe.InitBuffer(buffer, 32);
+         if ASCEND_IS_AIV {
+           pipe.InitBuffer(buffer, 32);
+         }
        }},
       {"65 lanes", "mask = 65",
        [] { on_vector([](auto x) { Adds(x, x, 1.0f, 65, 1, UnaryRepeatParams()); }); }},
@@ -271,8 +283,9 @@ const std::vector<Program>& programs() {
       {"a cross-core counter past 15", "counts past 15",
        [] {
          write_all();
-         if (ASCEND_IS_AIC)
+         if ASCEND_IS_AIC {
            for (int i = 0; i < 16; ++i) CrossCoreSetFlag<2, PIPE_FIX>(0);
+         }
        }},
       {"two blocks meet", "", [] { meet<PIPE_MTE3>(true, true); }, 2},
       {"two blocks that do not meet", "share", [] { meet<PIPE_MTE3>(false, false); }, 2},
@@ -282,12 +295,16 @@ const std::vector<Program>& programs() {
       {"a cube core at the meeting", "between vector cores",
        [] {
          write_all();
-         if (ASCEND_IS_AIC) CrossCoreSetFlag<0, PIPE_FIX>(3);
+         if ASCEND_IS_AIC {
+           CrossCoreSetFlag<0, PIPE_FIX>(3);
+         }
        }},
       {"a cross-core flag left over", "not waited for",
        [] {
          write_all();
-         if (ASCEND_IS_AIC) CrossCoreSetFlag<2, PIPE_FIX>(0);
+         if ASCEND_IS_AIC {
+           CrossCoreSetFlag<2, PIPE_FIX>(0);
+         }
        }},
   };
   return table;

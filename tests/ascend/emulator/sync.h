@@ -85,7 +85,10 @@ inline int64_t GetBlockNum() { return machine().blocks(); }
 inline int64_t GetTaskRation() { return 2; }
 inline int64_t GetSubBlockIdx() { return machine().core() == emu::kAiv1 ? 1 : 0; }
 inline int64_t GetBlockIdx() {
-  return ASCEND_IS_AIC ? machine().block() : 2 * machine().block() + GetSubBlockIdx();
+  if ASCEND_IS_AIC {
+    return machine().block();
+  }
+  return 2 * machine().block() + GetSubBlockIdx();
 }
 
 }  // namespace AscendC

@@ -12,8 +12,9 @@
 #define __aicore__
 #define __global__
 #define __gm__
-#define ASCEND_IS_AIC (emu::machine().core() == emu::kAic)
-#define ASCEND_IS_AIV (emu::machine().core() != emu::kAic)
+// A device build has "constexpr (...)" here, which may follow an "if" and nothing else; so may these.
+#define ASCEND_IS_AIC (; emu::machine().core() == emu::kAic)
+#define ASCEND_IS_AIV (; emu::machine().core() != emu::kAic)
 #define KERNEL_TASK_TYPE_DEFAULT(type) (void)type
 #define REGISTER_TILING_DEFAULT(type) \
   static_assert(std::is_trivially_copyable<type>::value, "tiling is plain data")
