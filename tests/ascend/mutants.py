@@ -29,6 +29,7 @@ PROBES = (
     Case("decode-before-the-keys", 1, 4, 2, 1, 200, 8, spans=((100, 200, 50),)),
     Case("decode-single-head", 1, 1, 1, 1, 300, 64),
     Case("spans", 2, 4, 2, 70, 290, 16, spans=((140, 285, 100), (3, 3, 220)), layout="BSND"),
+    Case("span-inside-a-block", 1, 1, 1, 3, 60, 40, spans=((9, 14, 11),)),
     Case("after-the-keys", 1, 1, 1, 4, 200, 16, spans=((0, 200, 500),)),
     Case("keys-ahead", 1, 1, 1, 20, 300, 16, causal=False, spans=((0, 300, 0),)),
     Case("one-row-in-the-last-tile", 1, 1, 1, 129, 129, 16),

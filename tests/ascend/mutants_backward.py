@@ -114,6 +114,12 @@ BACKWARD = (
         "if (key > t_.len_k) fill_columns",
     ),
     Mutant(
+        "keys and values outside the span loaded",
+        GRAD,
+        "const KeyRange seen = seen_keys(pair.task.span, pair.key_tile * kTileK);",
+        "const KeyRange seen = {0, tiles.keys};",
+    ),
+    Mutant(
         "rows without keys not kept at weight 0",
         GVEC,
         "AscendC::Maxs(lse, lse, kNoMaximum, block.rows);",

@@ -225,8 +225,8 @@ FORWARD = (
     Mutant(
         "rows of a tile not rounded up",
         CUBE,
-        "params.dstNzC0Stride = round_up(rows, kFractal);",
-        "params.dstNzC0Stride = rows;",
+        "params.dstNzC0Stride = round_up(height, kFractal);",
+        "params.dstNzC0Stride = height;",
     ),
     Mutant(
         "a single row enters the vector form of the product",
@@ -237,7 +237,7 @@ FORWARD = (
     Mutant(
         "second row of a single-row product never loaded",
         CUBE,
-        "if (rows == 1) AscendC::DataCopy(l1[kFractal], source, params);",
+        "if (rows == 1) copy(l1[kFractal], source, rows, cols, stride, rows);",
         "",
     ),
     Mutant(

@@ -284,8 +284,32 @@ WEIGHTS_BACKWARD = (
     Mutant(
         "unwritten columns enter the sums",
         WGRAD,
-        "if (key + kTileK <= t_.len_k) return;",
-        "if (key <= t_.len_k) return;",
+        "fill_columns(p_, 0.0f, seen.end, kTileK, block.rows);",
+        "",
+    ),
+    Mutant(
+        "gradients before the span enter the sums",
+        WGRAD,
+        "fill_columns(dp_, 0.0f, 0, seen.first, block.rows);",
+        "",
+    ),
+    Mutant(
+        "gradients behind the span enter the sums",
+        WGRAD,
+        "fill_columns(dp_, 0.0f, seen.end, kTileK, block.rows);",
+        "",
+    ),
+    Mutant(
+        "columns before and behind the span cleared at once",
+        WGRAD,
+        "fill_columns(dp_, 0.0f, 0, seen.first, block.rows); vector_barrier();",
+        "fill_columns(dp_, 0.0f, 0, seen.first, block.rows);",
+    ),
+    Mutant(
+        "keys outside the span loaded",
+        WGRAD,
+        "seen_keys(task.span, pair.key_tile * kTileK), keys,",
+        "{0, keys}, keys,",
     ),
     Mutant(
         "row sums left out",

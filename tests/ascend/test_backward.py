@@ -11,6 +11,7 @@ from tests import oracle
 from tests.ascend.bounds import grad_bounds
 from tests.ascend.device import Backward, Device
 from tests.ascend.test_forward import brute_reach
+from tests.ascend.unseen import CASES, poisoned
 from tests.cases import SHAPES, SMALL, Case, Inputs, make_inputs
 from tests.compare import assert_close
 
@@ -59,8 +60,9 @@ def compare(got: Backward, p: Problem, seed: int) -> None:
 
 def check(device: Device, case: Case, dtype: str, seeds: range) -> None:
     p = problem(case, dtype)
+    unlucky = p._replace(inputs=poisoned(case, p.inputs))
     for seed in seeds:
-        compare(backward(device, case, p, seed=seed), p, seed)
+        compare(backward(device, case, unlucky, seed=seed), p, seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,3 +97,13 @@ def test_pruning_skips_work_and_not_precision(device: Device, causal: bool) -> N
     pruned = backward(device, case, p, reach=brute_reach(case, p.inputs))
     assert pruned.vector_elements < 0.5 * dense.vector_elements
     compare(pruned, p, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_no_row_may_see_may_hold_anything(device: Device, case: Case, dtype: str) -> None:
+    p = problem(case, dtype)
+    clean = backward(device, case, p)
+    got = backward(device, case, p._replace(inputs=poisoned(case, p.inputs)))
+    for a, b in zip(got[:4], clean[:4], strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -21,7 +21,7 @@ def test_emulator_reports_every_broken_rule(tmp_path: Path) -> None:
     wrong = [line for line in result.stdout.splitlines() if not line.endswith(" ok")]
     assert not wrong
     assert result.returncode == 0
-    assert len(result.stdout.splitlines()) >= 46
+    assert len(result.stdout.splitlines()) >= 49
 
 
 @pytest.mark.parametrize(

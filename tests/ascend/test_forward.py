@@ -15,6 +15,7 @@ import pytest
 from tests import oracle
 from tests.ascend.bounds import lse_bound, out_bound
 from tests.ascend.device import NO_REACH, TILE, Device, Fault, make_call
+from tests.ascend.unseen import CASES, poisoned
 from tests.cases import SHAPES, SMALL, Case, Inputs, make_inputs
 from tests.compare import assert_close
 
@@ -24,8 +25,9 @@ DTYPES = ("float16", "bfloat16")
 def check(device: Device, case: Case, dtype: str, seeds: range, **options: Any) -> None:
     x = make_inputs(case, dtype)
     out, lse = oracle.attention(x.q, x.k, x.v, x.slopes, spans=x.spans, **case.options)
+    unlucky = poisoned(case, x)
     for seed in seeds:
-        got = forward(device, case, x, seed=seed, **options)
+        got = forward(device, case, unlucky, seed=seed, **options)
         assert_close(got.out, out, out_bound(case, x, dtype, out), f"out, seed {seed}")
         assert_close(got.lse, lse, lse_bound(case, x, lse), f"lse, seed {seed}")
 
@@ -167,6 +169,19 @@ def test_pruning_skips_work_and_not_precision(device: Device, causal: bool) -> N
     out, lse = oracle.attention(x.q, x.k, x.v, x.slopes, spans=x.spans, **case.options)
     assert_close(pruned.out, out, out_bound(case, x, "float16", out), "out")
     assert_close(pruned.lse, lse, lse_bound(case, x, lse), "lse")
+
+
+@pytest.mark.parametrize("cores", [2, 7])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_no_row_may_see_may_hold_anything(
+    device: Device, case: Case, dtype: str, cores: int
+) -> None:
+    x = make_inputs(case, dtype)
+    clean = forward(device, case, x, cores=cores)
+    got = forward(device, case, poisoned(case, x), cores=cores)
+    np.testing.assert_array_equal(got.out, clean.out)
+    np.testing.assert_array_equal(got.lse, clean.lse)
 
 
 def test_unsupported_shapes_give_their_reason(device: Device) -> None:

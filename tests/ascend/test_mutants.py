@@ -14,6 +14,7 @@ from tests.ascend.device import KERNELS, Device, Fault, build, build_cached
 from tests.ascend.mutants import PROBES, Mutant
 from tests.ascend.mutants_backward import BACKWARD
 from tests.ascend.mutants_forward import FORWARD
+from tests.ascend.mutants_spans import SPANS
 from tests.ascend.mutants_split import SPLIT
 from tests.ascend.mutants_weights import WEIGHTS_BACKWARD, WEIGHTS_FORWARD
 
@@ -36,7 +37,7 @@ def plant(mutant: Mutant, where: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "mutant", FORWARD + SPLIT + BACKWARD + WEIGHTS_FORWARD + WEIGHTS_BACKWARD, ids=name_of
+    "mutant", FORWARD + SPANS + SPLIT + BACKWARD + WEIGHTS_FORWARD + WEIGHTS_BACKWARD, ids=name_of
 )
 def test_mutants_fit_the_sources(mutant: Mutant, tmp_path: Path) -> None:
     plant(mutant, tmp_path)
@@ -67,7 +68,7 @@ def judge(mutant: Mutant, tmp_path: Path, entry: str, check: Callable[..., None]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", FORWARD + SPLIT, ids=name_of)
+@pytest.mark.parametrize("mutant", FORWARD + SPANS + SPLIT, ids=name_of)
 def test_forward_mutant(mutant: Mutant, tmp_path: Path) -> None:
     judge(mutant, tmp_path, "alibi_attention", test_forward.check)
 

@@ -11,6 +11,7 @@ import pytest
 from tests import oracle
 from tests.ascend.bounds import weights_bound, weights_grad_bounds
 from tests.ascend.device import Device, WeightsGrad
+from tests.ascend.unseen import CASES, poisoned, poisoned_grads
 from tests.cases import NUMPY_DTYPES, SHAPES, SMALL, Case, Inputs, make_dp, make_inputs
 from tests.compare import assert_close
 
@@ -30,8 +31,9 @@ def check_forward(device: Device, case: Case, dtype: str, seeds: range) -> None:
     truth = oracle.weights(x.q, x.k, x.slopes, spans=x.spans, **case.options)
     _, lse = oracle.attention(x.q, x.k, x.v, x.slopes, spans=x.spans, **case.options)
     bound = weights_bound(case, x, dtype, lse, truth)
+    k = poisoned(case, x).k
     for seed in seeds:
-        p = device.weights(x.q, x.k, x.slopes, spans=x.spans, **case.options, seed=seed).p
+        p = device.weights(x.q, k, x.slopes, spans=x.spans, **case.options, seed=seed).p
         assert_close(p, truth, bound, f"p, seed {seed}")
         assert not p[np.isneginf(_scores(case, x))].any(), "a weight where nothing is allowed"
 
@@ -88,8 +90,9 @@ def backward(device: Device, case: Case, p: Problem, **options: Any) -> WeightsG
 
 def check_backward(device: Device, case: Case, dtype: str, seeds: range) -> None:
     p = problem(case, dtype)
+    unlucky = p._replace(inputs=poisoned(case, p.inputs), dp=poisoned_grads(case, p.dp))
     for seed in seeds:
-        got = backward(device, case, p, seed=seed)
+        got = backward(device, case, unlucky, seed=seed)
         results = (got.dq, got.dk, got.dslopes.astype(np.float64).sum((0, 2)))
         for name, result, truth, bound in zip(
             ("dq", "dk", "dslopes"), results, p.truth, p.bounds, strict=True
@@ -145,3 +148,20 @@ def test_same_bits_whatever_the_schedule_and_the_number_of_cores(device: Device)
         again = backward(device, case, p, seed=seed, cores=seed)
         for a, b in zip(grads[:3], again[:3], strict=True):
             assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_no_row_may_see_may_hold_anything(device: Device, case: Case, dtype: str) -> None:
+    """Nor do its places in dP matter: whatever becomes of P may put anything there."""
+    p = problem(case, dtype)
+    x = p.inputs
+    unlucky = p._replace(inputs=poisoned(case, x), dp=poisoned_grads(case, p.dp))
+    weights = [
+        device.weights(x.q, k, x.slopes, spans=x.spans, **case.options).p
+        for k in (unlucky.inputs.k, x.k)
+    ]
+    np.testing.assert_array_equal(*weights)
+    got, clean = backward(device, case, unlucky), backward(device, case, p)
+    for a, b in zip(got[:3], clean[:3], strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -139,8 +139,9 @@ class FwdCube {
 
   __aicore__ inline void load_values(const TileCursor& at, int32_t slot) {
     cube_.acquire(kValueSlot + slot);
-    cube_.load(value_.template Get<T>()[slot * kTileK * width_], g_.v[kv_offset(at)], keys_of(at),
-               t_.head_dim, t_.kv.row);
+    cube_.load_seen(value_.template Get<T>()[slot * kTileK * width_], g_.v[kv_offset(at)],
+                    seen_keys(at.task().span, at.tile() * kTileK), keys_of(at), t_.head_dim,
+                    t_.kv.row);
   }
 
   __aicore__ inline void product(const TileCursor& at, int32_t slot) {

@@ -124,8 +124,9 @@ class GradCube {
     const int64_t head = pair.task.head / (t_.heads_q / t_.heads_kv);
     const int64_t offset = pair.task.batch * t_.kv.batch + head * t_.kv.head +
                            int64_t{pair.key_tile} * kTileK * t_.kv.row;
-    cube_.load(tiles.key, g_.k[offset], tiles.keys, t_.head_dim, t_.kv.row);
-    cube_.load(tiles.value, g_.v[offset], tiles.keys, t_.head_dim, t_.kv.row);
+    const KeyRange seen = seen_keys(pair.task.span, pair.key_tile * kTileK);
+    cube_.load_seen(tiles.key, g_.k[offset], seen, tiles.keys, t_.head_dim, t_.kv.row);
+    cube_.load_seen(tiles.value, g_.v[offset], seen, tiles.keys, t_.head_dim, t_.kv.row);
   }
 
   // Only score products read the operands of a task, so one slot suffices: it is free after those

@@ -76,15 +76,19 @@ class CubeUnit {
   // another operand layout.
   __aicore__ inline void load(const LocalTensor<T>& l1, const GlobalTensor<T>& source, int32_t rows,
                               int32_t cols, int32_t stride) {
-    AscendC::Nd2NzParams params;
-    params.ndNum = 1;
-    params.nValue = rows;
-    params.dValue = cols;
-    params.srcDValue = stride;
-    params.dstNzC0Stride = round_up(rows, kFractal);
-    params.dstNzNStride = 1;
-    AscendC::DataCopy(l1, source, params);
-    if (rows == 1) AscendC::DataCopy(l1[kFractal], source, params);
+    copy(l1, source, rows, cols, stride, rows);
+    if (rows == 1) copy(l1[kFractal], source, rows, cols, stride, rows);
+  }
+
+  // The same for a tile of keys or values of which only `seen` is read. The other rows are zeros:
+  // what lies there in global memory may be anything, and a weight of 0 times NaN is NaN.
+  __aicore__ inline void load_seen(const LocalTensor<T>& l1, const GlobalTensor<T>& source,
+                                   const KeyRange& seen, int32_t rows, int32_t cols,
+                                   int32_t stride) {
+    clear(l1, 0, seen.first, rows, cols);
+    copy(l1[seen.first * kFractal], source[int64_t{seen.first} * stride], seen.end - seen.first,
+         cols, stride, rows);
+    clear(l1, seen.end, rows, rows, cols);
   }
 
   // dst [m, n rounded up to 16] = A [m, k] B [k, n], `stride` elements per row of dst. The columns
@@ -120,6 +124,32 @@ class CubeUnit {
   }
 
  private:
+  // Row-major [rows, cols] -> the first rows of a tile of `height` rows in L1.
+  __aicore__ inline void copy(const LocalTensor<T>& l1, const GlobalTensor<T>& source, int32_t rows,
+                              int32_t cols, int32_t stride, int32_t height) {
+    AscendC::Nd2NzParams params;
+    params.ndNum = 1;
+    params.nValue = rows;
+    params.dValue = cols;
+    params.srcDValue = stride;
+    params.dstNzC0Stride = round_up(height, kFractal);
+    params.dstNzNStride = 1;
+    AscendC::DataCopy(l1, source, params);
+  }
+
+  // Zeros in rows [from, to) of a tile of `height` rows in L1, where a row is a 32-byte block of
+  // every column group.
+  __aicore__ inline void clear(const LocalTensor<T>& l1, int32_t from, int32_t to, int32_t height,
+                               int32_t cols) {
+    if (from >= to) return;
+    AscendC::InitConstValueParams<half> params;
+    params.repeatTimes = round_up(cols, kFractal) / kFractal;
+    params.blockNum = to - from;
+    params.dstGap = round_up(height, kFractal) - (to - from);
+    params.initValue = 0;
+    AscendC::InitConstValue(l1[from * kFractal].template ReinterpretCast<half>(), params);
+  }
+
   __aicore__ inline void accumulate(const Operand<T>& a, const Operand<T>& b,
                                     const LocalTensor<float>& c, int32_t m, int32_t n0, int32_t n,
                                     int32_t k0, int32_t k) {

@@ -22,6 +22,15 @@ struct Task {
   int32_t serial;  // 0, 1, 2, ... among the tasks of this core that have tiles
 };
 
+// Keys [first, end) of a tile that some row may see, counted from `key`, the first of the tile.
+struct KeyRange {
+  int32_t first;
+  int32_t end;
+};
+__aicore__ inline KeyRange seen_keys(const KeySpan& span, int32_t key) {
+  return {max_of(0, span.kv_start - key), min_of(kTileK, span.kv_end - key)};
+}
+
 class TaskList {
  public:
   // spans: [batch, 3] or null; reach: [batch, heads_q, tiles_q] or null.
@@ -39,11 +48,7 @@ class TaskList {
     task.head = batch_head % tiling_.heads_q;
     task.row = tile * kTileQ;
     task.rows = min_of(kTileQ, tiling_.len_q - task.row);
-    task.span = {0, tiling_.len_k, tiling_.q_start};
-    if (tiling_.has_spans) {
-      task.span = {spans_.GetValue(task.batch * 3), spans_.GetValue(task.batch * 3 + 1),
-                   spans_.GetValue(task.batch * 3 + 2)};
-    }
+    task.span = span_of(task.batch);
     task.tiles =
         part_of(key_tiles(tiling_, task.span, task.row, task.rows, reach_of(task, query_tile)),
                 index % tiling_.parts, tiling_.parts);
@@ -52,6 +57,18 @@ class TaskList {
   }
 
  private:
+  // Of a batch item. Keys that causality hides from its last row are outside, too.
+  __aicore__ inline KeySpan span_of(int32_t batch) {
+    KeySpan span = {0, tiling_.len_k, tiling_.q_start};
+    if (tiling_.has_spans) {
+      span = {spans_.GetValue(batch * 3), spans_.GetValue(batch * 3 + 1),
+              spans_.GetValue(batch * 3 + 2)};
+    }
+    const int32_t last = span.q_start + (tiling_.len_q - 1) * tiling_.row_step;
+    if (tiling_.causal) span.kv_end = min_of(span.kv_end, last + 1);
+    return span;
+  }
+
   // Of the query tile, or the largest of the heads that are its rows.
   __aicore__ inline int32_t reach_of(const Task& task, int32_t index) {
     if (!tiling_.has_reach) return kNoReach;

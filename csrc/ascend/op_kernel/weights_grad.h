@@ -84,10 +84,10 @@ class WeightsGradCube {
     cube_.acquire(slot);
     if (phase == Phase::kQueries) {
       const int64_t head = task.head / (t_.heads_q / t_.heads_kv);
-      cube_.load(moving,
-                 g_.k[task.batch * t_.kv.batch + head * t_.kv.head +
-                      int64_t{pair.key_tile} * kTileK * t_.kv.row],
-                 keys, t_.head_dim, t_.kv.row);
+      cube_.load_seen(moving,
+                      g_.k[task.batch * t_.kv.batch + head * t_.kv.head +
+                           int64_t{pair.key_tile} * kTileK * t_.kv.row],
+                      seen_keys(task.span, pair.key_tile * kTileK), keys, t_.head_dim, t_.kv.row);
     } else {
       cube_.load(moving,
                  g_.q[task.batch * t_.q.batch + task.head * t_.q.head + task.row * t_.q.row], rows,
@@ -256,16 +256,19 @@ class WeightsGradVector {
     return slot;
   }
 
-  // The pair in slot `slot` as floats in p_ and dp_, zero past the last key.
+  // The pair in slot `slot` as floats in p_ and dp_, zero where no row may see the key.
   __aicore__ inline void convert(const RowBlock& block, int32_t key, int32_t slot) {
     const int32_t count = block.rows * kTileK;
     WaitFlag<HardEvent::MTE2_V>(slot);
     AscendC::Cast(p_, loaded(slot), AscendC::RoundMode::CAST_NONE, count);
     AscendC::Cast(dp_, loaded(slot)[kRows * kTileK], AscendC::RoundMode::CAST_NONE, count);
     vector_barrier();
-    if (key + kTileK <= t_.len_k) return;
-    fill_columns(p_, 0.0f, t_.len_k - key, kTileK, block.rows);
-    fill_columns(dp_, 0.0f, t_.len_k - key, kTileK, block.rows);
+    const KeyRange seen = seen_keys(block.span, key);
+    if (seen.end - seen.first == kTileK) return;
+    fill_columns(dp_, 0.0f, 0, seen.first, block.rows);
+    vector_barrier();
+    fill_columns(p_, 0.0f, seen.end, kTileK, block.rows);
+    fill_columns(dp_, 0.0f, seen.end, kTileK, block.rows);
     vector_barrier();
   }
 

@@ -71,6 +71,8 @@ struct CubeProgram {
   bool barrier = true;
   uint32_t l0a_offset = 0, l0c_offset = 0;
   bool load = true;
+  uint32_t clear_offset = 0;
+  uint16_t clear_blocks = 0;  // of both column groups, after the load
 };
 void cube(const CubeProgram& p) {
   write_all();
@@ -90,6 +92,11 @@ void cube(const CubeProgram& p) {
   nz.ndNum = 1, nz.nValue = 32, nz.dValue = 32, nz.srcDValue = 32, nz.dstNzC0Stride = 32,
   nz.dstNzNStride = 1;
   DataCopy(l1.Get<half>(), global(matrix), nz);
+  if (p.clear_blocks) {
+    InitConstValueParams<half> zeros;
+    zeros.repeatTimes = 2, zeros.blockNum = p.clear_blocks, zeros.dstGap = 32 - p.clear_blocks;
+    InitConstValue(l1.Get<half>()[p.clear_offset], zeros);
+  }
   SetFlag<HardEvent::MTE2_MTE1>(0), WaitFlag<HardEvent::MTE2_MTE1>(0);
   LocalTensor<half> a = l0a.Get<half>()[p.l0a_offset], b = l0b.Get<half>();
   for (int half_k = 0; half_k < 2; ++half_k) {  // fractals (row 0, k), (row 1, k) of both operands
@@ -274,6 +281,12 @@ const std::vector<Program>& programs() {
       {"k past 4095", "n = 4096", [] { cube({32, 4096}); }},
       {"misaligned L0A", "multiple of 512", [] { cube({32, 32, true, 16}); }},
       {"misaligned L0C", "multiple of 1024", [] { cube({32, 32, true, 0, 64}); }},
+      {"rows cleared while they are loaded", "race in L1",
+       [] { cube({32, 32, true, 0, 0, true, 0, 32}); }},
+      {"rows cleared past the buffer", "buffer of L1",
+       [] { cube({32, 32, true, 0, 0, true, 16, 32}); }},
+      {"misaligned rows cleared", "multiple of 32",
+       [] { cube({32, 32, true, 0, 0, true, 8, 16}); }},
       {"an operand never loaded", "never written", [] { cube({32, 32, true, 0, 0, false}); }},
       {"exchange between the vector cores", "", [] { exchange(true, true, true); }},
       {"exchange without a wait", "race in workspace", [] { exchange(false, false, false); }},

@@ -166,6 +166,30 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Nd2Nz
   });
 }
 
+template <typename T>
+struct InitConstValueParams {
+  uint16_t repeatTimes = 0, blockNum = 0, dstGap = 0;
+  T initValue = 0;
+};
+
+// One value in blockNum 32-byte blocks of L1, repeatTimes times, dstGap blocks apart.
+template <typename T>
+void InitConstValue(const LocalTensor<T>& dst, const InitConstValueParams<T>& p) {
+  const char* name = "InitConstValue";
+  check_range(name, "repeatTimes", p.repeatTimes, 1, 32767);
+  check_range(name, "blockNum", p.blockNum, 1, 32767);
+  check_range(name, "dstGap", p.dstGap, 0, 32767);
+  dst.check(name, emu::kL1, 32);
+  const uint32_t pitch = p.blockNum + p.dstGap, count = p.blockNum * 32 / sizeof(T);
+  std::vector<Span> spans;
+  for (uint32_t i = 0; i < p.repeatTimes; ++i)
+    spans.push_back(dst.span(name, i * pitch * 32, (i * pitch + p.blockNum) * 32, true));
+  issue(emu::kMte2, name, std::move(spans), [=] {
+    for (uint32_t i = 0; i < p.repeatTimes; ++i)
+      std::fill_n(dst.data() + i * pitch * 32 / sizeof(T), count, p.initValue);
+  });
+}
+
 struct LoadData2DParams {
   LoadData2DParams() = default;
   LoadData2DParams(uint16_t start, uint8_t repeat, uint16_t source, uint8_t s, uint16_t gap,
