@@ -94,7 +94,8 @@ def alibi_attention(
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes do not fit together, or a value is out of range. The values of spans and
             of slopes that are no Parameter are checked in PyNative mode; in a compiled graph the
-            kernel refuses bad spans with a RuntimeError.
+            CPU kernels refuse bad spans with a RuntimeError, while those of "cuda" and "ascend"
+            clamp them to the keys there are.
         RuntimeError: `backend` cannot run the call.
 
     Supported Platforms:

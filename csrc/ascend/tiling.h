@@ -33,8 +33,10 @@ constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kMaxRowStride =
     65535;                             // elements between rows that the ND -> NZ copy can address
 constexpr int32_t kNoReach = 1 << 30;  // prune nothing
-constexpr int32_t kSlots = 2;          // double buffering, everywhere
-constexpr int32_t kMinPartTiles = 2;   // key tiles that make a part worth its share of combining
+// Of a sequence: positions and reaches add up in 32 bits.
+constexpr int32_t kMaxLength = kNoReach / 2;
+constexpr int32_t kSlots = 2;         // double buffering, everywhere
+constexpr int32_t kMinPartTiles = 2;  // key tiles that make a part worth its share of combining
 
 constexpr int32_t kHalfBytes = 2;  // float16, bfloat16
 constexpr int32_t kFloatBytes = 4;
@@ -152,6 +154,14 @@ struct KeySpan {
   int32_t kv_end;
   int32_t q_start;
 };
+
+// Spans lie in device memory, where the host cannot check them: whatever they hold, keys stay inside
+// the tensors and positions add up in 32 bits.
+ALIBI_DEVICE inline KeySpan safe_span(const KeySpan& span, int32_t len_k) {
+  const int32_t start = max_of(0, min_of(span.kv_start, len_k));
+  return {start, max_of(start, min_of(span.kv_end, len_k)),
+          max_of(1 - kMaxLength, min_of(span.q_start, kMaxLength - 1))};
+}
 
 // Key tiles [first, end); empty when first == end.
 struct TileRange {

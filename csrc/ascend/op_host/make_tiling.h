@@ -41,7 +41,6 @@ inline int32_t choose_parts(int64_t query_tiles, int64_t tiles_k, int32_t cores)
 
 // Fills `tiling` for `cores` AI Cores. Returns null, or why the kernels cannot run this shape.
 inline const char* make_tiling(AttentionShape s, int32_t cores, AttentionTiling* tiling) {
-  constexpr int64_t kMaxLength = kNoReach / 2;  // positions and reaches add up in 32 bits
   if (s.batch < 1 || s.heads_q < 1 || s.heads_kv < 1 || s.len_q < 1 || s.len_k < 1)
     return "an empty tensor";
   if (s.heads_q % s.heads_kv != 0) return "heads_q is no multiple of heads_kv";

@@ -61,8 +61,9 @@ class TaskList {
   __aicore__ inline KeySpan span_of(int32_t batch) {
     KeySpan span = {0, tiling_.len_k, tiling_.q_start};
     if (tiling_.has_spans) {
-      span = {spans_.GetValue(batch * 3), spans_.GetValue(batch * 3 + 1),
-              spans_.GetValue(batch * 3 + 2)};
+      span = safe_span({spans_.GetValue(batch * 3), spans_.GetValue(batch * 3 + 1),
+                        spans_.GetValue(batch * 3 + 2)},
+                       tiling_.len_k);
     }
     const int32_t last = span.q_start + (tiling_.len_q - 1) * tiling_.row_step;
     if (tiling_.causal) span.kv_end = min_of(span.kv_end, last + 1);
