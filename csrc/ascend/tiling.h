@@ -216,10 +216,6 @@ ALIBI_DEVICE inline Workspace fwd_workspace(int32_t head_dim) {
   const int64_t wide = wide_tile(head_dim), before = kFloatTiles + kHalfTiles;
   return {0, kFloatTiles, before, before + kSlots * wide, wide + 2 * kTileQ * kFloatBytes};
 }
-inline int64_t fwd_workspace_bytes(const AttentionTiling& t) {
-  const Workspace space = fwd_workspace(t.head_dim);
-  return t.blocks * space.bytes + (t.parts > 1 ? t.tasks * space.part_bytes : 0);
-}
 
 // Backward: two slots each of scores and weight gradients (float), weights and score gradients
 // (16-bit), and the sums of one task, [kTileK, head_dim rounded up] float, of dk and dv (or of dq
@@ -241,12 +237,6 @@ ALIBI_DEVICE inline GradWorkspace grad_workspace(int32_t head_dim) {
           before,
           before + 2 * wide_tile(head_dim)};
 }
-inline int64_t grad_workspace_bytes(const AttentionTiling& t) {
-  return t.blocks * grad_workspace(t.head_dim).bytes;
-}
-
-// Weights: two slots of scores per AI Core.
-inline int64_t weights_workspace_bytes(const AttentionTiling& t) { return t.blocks * kFloatTiles; }
 
 // Gradient of the weights: two slots of score gradients and the sums of one task (dq or dk) per AI
 // Core; behind those of all cores sum_j p dp of every query row, kTileQ floats per query tile.
@@ -257,10 +247,6 @@ struct WeightsGradWorkspace {
 };
 ALIBI_DEVICE inline WeightsGradWorkspace weights_grad_workspace(int32_t head_dim) {
   return {0, kHalfTiles, kHalfTiles + wide_tile(head_dim)};
-}
-inline int64_t weights_grad_workspace_bytes(const AttentionTiling& t) {
-  return t.blocks * weights_grad_workspace(t.head_dim).bytes +
-         int64_t{t.tasks} * kTileQ * kFloatBytes;
 }
 
 }  // namespace ascend

@@ -4,6 +4,7 @@ a query tile visits, how they are cut into parts, where each piece of the worksp
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -230,3 +231,12 @@ def test_key_tiles(device: Device, causal: bool, bias: str) -> None:
         expected = brute_range(causal, bias == "symmetric", span, row, rows, reach)
         got = device.tile_range(call, span, row, rows, reach)
         assert got == expected, (trial, span, row, rows, reach)
+
+
+def test_kernels_see_device_functions_only() -> None:
+    """tiling.h is the one header they share with the host."""
+    sources = [KERNELS / "tiling.h", *(KERNELS / "op_kernel").glob("*.h")]
+    functions = [line for path in sources for line in path.read_text().splitlines()]
+    functions = [line for line in functions if re.search(r"^ *[\w ]*\binline\b", line)]
+    assert functions
+    assert [line for line in functions if "__aicore__" not in line and "_DEVICE" not in line] == []

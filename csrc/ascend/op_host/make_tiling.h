@@ -84,6 +84,21 @@ inline const char* make_tiling(AttentionShape s, int32_t cores, AttentionTiling*
   return nullptr;
 }
 
+// Bytes of the whole workspace of each op; tiling.h says what lies in it.
+inline int64_t fwd_workspace_bytes(const AttentionTiling& t) {
+  const Workspace space = fwd_workspace(t.head_dim);
+  return t.blocks * space.bytes + (t.parts > 1 ? t.tasks * space.part_bytes : 0);
+}
+inline int64_t grad_workspace_bytes(const AttentionTiling& t) {
+  return t.blocks * grad_workspace(t.head_dim).bytes;
+}
+// Two slots of scores per AI Core.
+inline int64_t weights_workspace_bytes(const AttentionTiling& t) { return t.blocks * kFloatTiles; }
+inline int64_t weights_grad_workspace_bytes(const AttentionTiling& t) {
+  return t.blocks * weights_grad_workspace(t.head_dim).bytes +
+         int64_t{t.tasks} * kTileQ * kFloatBytes;
+}
+
 }  // namespace ascend
 }  // namespace alibi
 
