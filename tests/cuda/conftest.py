@@ -49,3 +49,11 @@ def hopper(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
 def turing(library_of_model: cuda_model.Model) -> Iterator[cuda_model.Model]:
     """The same, on a GPU of compute capability 7.5."""
     yield from _gpu(library_of_model, 75)
+
+
+@pytest.fixture(params=[75, 80, 90], ids="sm{}".format)
+def every_gpu(
+    library_of_model: cuda_model.Model, request: pytest.FixtureRequest
+) -> Iterator[cuda_model.Model]:
+    """The same, on a GPU of each kind that has kernels or tiles of its own."""
+    yield from _gpu(library_of_model, request.param)

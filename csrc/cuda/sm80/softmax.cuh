@@ -63,15 +63,18 @@ struct RowState {
     for (int i = 0; i < 2 * kM; ++i) row_sum[i / 2][i % 2] = quad_sum(row_sum[i / 2][i % 2]);
   }
 
+  // A row without allowed keys has a sum of 0, and one with a NaN among its scores a sum of NaN. The
+  // sum alone tells them apart: fmaxf passes over NaN, so that row_max is -inf for both.
+
   // log2 of the row's sum of 2^score; -inf for a row without allowed keys.
   __device__ __forceinline__ float log2_sum(int i) const {
-    const float sum = row_sum[i / 2][i % 2];
-    return row_max[i / 2][i % 2] == -INFINITY ? -INFINITY : row_max[i / 2][i % 2] + log2f(sum);
+    return row_max[i / 2][i % 2] + log2f(row_sum[i / 2][i % 2]);
   }
 
   // 1 / sum, or 0 for a row without allowed keys.
   __device__ __forceinline__ float inverse_sum(int i) const {
-    return row_max[i / 2][i % 2] == -INFINITY ? 0.0f : 1.0f / row_sum[i / 2][i % 2];
+    const float sum = row_sum[i / 2][i % 2];
+    return sum == 0.0f ? 0.0f : 1.0f / sum;
   }
 };
 

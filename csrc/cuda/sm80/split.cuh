@@ -63,7 +63,7 @@ constexpr int kCombineShared = kCombineWarps * kCombineColumns * 32 * 4;
 struct SplitWeights {
   float anchor;
   float sum;
-  float lse2;  // -inf: none of the parts has a key
+  float lse2;  // -inf: none of the parts has a key; NaN: one of them has a NaN
 };
 
 // One warp.
@@ -75,7 +75,7 @@ __device__ __forceinline__ SplitWeights split_weights(const float* lse2, int64_t
   const float anchor = top == -INFINITY ? 0.0f : top;
   for (int s = lane_id(); s < splits; s += 32) sum += exp2_fast(lse2[s * stride] - anchor);
   sum = warp_sum(sum);
-  return {anchor, sum, top == -INFINITY ? -INFINITY : top + log2f(sum)};
+  return {anchor, sum, top + log2f(sum)};
 }
 
 // One block per row of [B, Hq, Sq]. Each warp adds up every fourth part, the first of them their

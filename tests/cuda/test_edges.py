@@ -1,0 +1,60 @@
+"""Numbers at the edge of what float32 holds, on the model of each kind of GPU: rows of NaN, weights
+of rows far from their keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cases import Case, make_inputs
+from tests.cuda.model import Calls, Model
+
+# The first two rows of the second batch item see nothing. Decoding, and a call for tiles of rows;
+# a GPU of 40 multiprocessors splits the keys of both.
+NOT_A_NUMBER = (
+    Case("decode", 2, 2, 2, 5, 2200, 64, spans=((0, 2200, 2195), (400, 2200, 398))),
+    Case("tiles", 2, 1, 1, 18, 900, 64, spans=((0, 900, 882), (400, 900, 398)), slopes="learned"),
+)
+
+
+def _equal(got: Any, want: Any, prune: bool) -> None:
+    """In every bit, but for the keys that a tile visits only because of a row that is NaN."""
+    got, want = got.astype(np.float32), want.astype(np.float32)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-3 if prune else 0)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+@pytest.mark.parametrize("case", NOT_A_NUMBER, ids=str)
+def test_a_query_of_nan_is_nan_and_no_other_row_is(
+    every_gpu: Model, case: Case, multiprocessors: int, prune: bool
+) -> None:
+    """Not a row of zeros, which is what a row without keys is."""
+    x = make_inputs(case, "float16")
+    every_gpu.configure(multiprocessors=multiprocessors)
+    clean = [y.copy() for y in Calls(every_gpu, case, "float16", x, prune).forward()]
+    x.q[0, 0, 1, 3] = x.q[1, 0, 4, 3] = np.nan
+    x.q[1, 0, 0, 3] = np.nan  # sees nothing
+    out, lse = Calls(every_gpu, case, "float16", x, prune).forward()
+    expected = np.zeros(lse.shape, bool)
+    expected[0, 0, 1] = expected[1, 0, 4] = True
+    np.testing.assert_array_equal(np.isnan(lse), expected)
+    np.testing.assert_array_equal(np.isnan(out), np.repeat(expected[..., None], case.D, axis=-1))
+    _equal(out[~expected], clean[0][~expected], prune)
+    _equal(lse[~expected], clean[1][~expected], prune)
+    assert (lse[1, 0, :2] == -np.inf).all()
+    assert not out[1, 0, :2].any()
+
+
+def test_the_weights_of_a_query_of_nan_are_nan_and_no_others(every_gpu: Model) -> None:
+    case = NOT_A_NUMBER[1]
+    x = make_inputs(case, "float16")
+    clean = Calls(every_gpu, case, "float16", x).weights().copy()
+    x.q[0, 0, 1, 3] = np.nan
+    p = Calls(every_gpu, case, "float16", x).weights()
+    position = 882 + 1
+    assert np.isnan(p[0, 0, 1, : position + 1]).all()
+    p[0, 0, 1] = clean[0, 0, 1]
+    np.testing.assert_array_equal(p, clean)
