@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.cases import Case, make_inputs
+from tests.cuda.checks import check
 from tests.cuda.model import Calls, Model
 
 # The first two rows of the second batch item see nothing. Decoding, and a call for tiles of rows;
@@ -58,3 +59,16 @@ def test_the_weights_of_a_query_of_nan_are_nan_and_no_others(every_gpu: Model) -
     assert np.isnan(p[0, 0, 1, : position + 1]).all()
     p[0, 0, 1] = clean[0, 0, 1]
     np.testing.assert_array_equal(p, clean)
+
+
+@pytest.mark.parametrize(
+    "span", [(35, 64, 2339), (35, 64, 800), (0, 200, 5000)], ids=lambda span: f"from-{span[2]}"
+)
+def test_weights_of_rows_far_from_their_keys_sum_to_one(
+    every_gpu: Model, span: tuple[int, int, int]
+) -> None:
+    """Their log-sum-exp is so large that its rounding alone would scale all weights of a row."""
+    case = Case("far", 1, 2, 1, 65, 200, 64, bias="signed", spans=(span,), slopes="steep")
+    check(every_gpu, case, "float32", parts=("weights",))
+    p = Calls(every_gpu, case, "float32", make_inputs(case, "float32")).weights()
+    np.testing.assert_allclose(p.astype(np.float64).sum(axis=-1), 1, atol=1e-5)

@@ -1,4 +1,4 @@
-// The attention weights themselves: p = exp(s - lse) as a [B, Hq, Sq, Sk] tensor, and its backward
+// The attention weights themselves: p = softmax(s) as a [B, Hq, Sq, Sk] tensor, and its backward
 // pass.
 //
 //   forward   a first walk over the key tiles finds row_max and row_sum, a second one computes the
@@ -37,6 +37,9 @@ __device__ __forceinline__ void load_tile_now(uint32_t tile, const RowSource<T>&
   __syncthreads();
 }
 
+// exp2(s - row_max) / row_sum, and not exp2(s - lse): the log-sum-exp of a row far from its keys is a
+// large number, whose rounding would scale the whole row. row_max is among the scores, so that the
+// weights that count come from small differences.
 template <class T, int kM, int kN>
 __device__ __forceinline__ void store_weights(const WeightsForwardParams& params,
                                               const BlockPlace& place, const float (&s)[kM][kN][4],
@@ -46,13 +49,14 @@ __device__ __forceinline__ void store_weights(const WeightsForwardParams& params
   for (int i = 0; i < 2 * kM; ++i) {
     const int row = row0 + 8 * i + lane_id() / 4;
     if (row >= params.problem.len_q) continue;
-    const float log2_sum = state.log2_sum(i), lse2 = log2_sum == -INFINITY ? INFINITY : log2_sum;
+    const float top = state.row_max[i / 2][i % 2], anchor = top == -INFINITY ? 0.0f : top;
+    const float factor = state.inverse_sum(i);
 #pragma unroll
     for (int c = 0; c < 2 * kN; ++c) {
       const int column = column0 + c / 2 * 8 + lane_id() % 4 * 2 + c % 2;
       if (column >= params.problem.len_k) continue;
       from_float(p[row * params.p.stride_s + column],
-                 exp2_fast(s[i / 2][c / 2][i % 2 * 2 + c % 2] - lse2));
+                 exp2_fast(s[i / 2][c / 2][i % 2 * 2 + c % 2] - anchor) * factor);
     }
   }
 }
