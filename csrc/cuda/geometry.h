@@ -148,6 +148,17 @@ ALIBI_HD bool row_is_done(float weight, float slope2, int distance, float needed
   return weight + slope2 * static_cast<float>(distance) >= needed;
 }
 
+// What the backward pass needs besides, for keys at distance >= d: log2(1 + slope*d), since there a
+// key counts in dslopes as many times as it is far away, and a column loses a little to every row
+// (Rule B of docs/maths.md). `missing` is needed - weight, which slope2 * d has to exceed by these
+// bits. Those of the furthest key would do. Where they leave keys out, the bits of the nearest one
+// left out will, too: beyond it the bias grows faster than they do.
+ALIBI_HD float distance_bits(float missing, float slope, int farthest) {
+  const float far = static_cast<float>(most(farthest, 0));
+  const float reach = (missing + log2f(fmaf(slope, far, 1.0f))) / (slope * kLog2E);
+  return log2f(fmaf(slope, fminf(fmaxf(reach, 0.0f), far), 1.0f));
+}
+
 // Whether the bound holds at all: a bias that falls with the distance on every side that a row can
 // see.
 ALIBI_HD bool can_prune(bool wanted, float slope, bool causal, bool symmetric) {

@@ -165,6 +165,29 @@ void check_prune_bound() {
          "modes");
 }
 
+// Rule B: whatever the backward pass lets go is negligible 1 + slope * distance times, and little
+// more than that is asked for.
+void check_distance_bits() {
+  for (const float slope : {1e-4f, 0.06f, 0.5f, 3.0f, 40.0f}) {
+    for (const int farthest : {-3, 0, 60, 8000, 100000}) {
+      for (const float missing : {-40.0f, -1.0f, 0.0f, 26.0f, 90.0f}) {
+        const float bits = distance_bits(missing, slope, farthest);
+        const float needed = missing + bits, slope2 = slope * kLog2E;
+        for (int d = 0; d <= farthest; d = d * 9 / 8 + 1) {
+          const double exact = missing + std::log2(1.0 + double{slope} * d);
+          expect(!row_is_done(0.0f, slope2, d, needed) || double{slope2} * d >= exact - 1e-2,
+                 "Rule B", static_cast<long>(slope * 1e4f), d, farthest);
+        }
+        expect(bits >= 0.0f && bits <= std::log2(1.0f + slope * most(farthest, 0)) + 1e-3f,
+               "no more bits than the furthest key asks for");
+      }
+    }
+  }
+  expect(distance_bits(26.0f, 0.5f, 8000) < 5.0f, "bits of the nearest key left out");
+  expect(distance_bits(NAN, 0.5f, 8000) >= 0.0f && distance_bits(INFINITY, 0.5f, 8000) > 11.0f,
+         "bits without a bound");
+}
+
 // Parts cover the range once, in whole tiles, none larger than the first.
 void check_splits() {
   for (int begin = 0; begin < 40; begin += 7) {
@@ -416,6 +439,7 @@ int main() {
   }
   check_spans();
   check_prune_bound();
+  check_distance_bits();
   check_splits();
   check_decoding();
   check_within_reach();

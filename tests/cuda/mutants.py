@@ -87,6 +87,9 @@ def outcome(mutant: Mutant) -> str:
 
 
 def run_library(path: str, part: str) -> None:
+    from tests.cuda.test_edges import (
+        test_pruning_changes_the_slope_gradient_by_no_more_than_theorem_2_says,
+    )
     from tests.cuda.test_model import test_what_no_row_may_see_may_hold_anything
 
     model = Model(Path(path))
@@ -106,6 +109,8 @@ def run_library(path: str, part: str) -> None:
             check(model, case, dtype, seed=seed, parts=parts)
     for case, dtype in SPLIT_CASES if part == "forward" else ():
         check(model, case, dtype, seed=1, multiprocessors=16, parts=parts)
+    if part == "backward":
+        test_pruning_changes_the_slope_gradient_by_no_more_than_theorem_2_says(model, "float16")
     if part != "weights":
         test_what_no_row_may_see_may_hold_anything(model, "float16", 20)
 

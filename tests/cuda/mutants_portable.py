@@ -255,7 +255,20 @@ MUTANTS = (
         "sum : sum",
         part="backward",
     ),
-    Mutant("slack without the norms", PREPASS, "lse2 - needed", "lse2", part="backward"),
+    Mutant(
+        "slack without the norms",
+        PREPASS,
+        "score_ceiling(problem.scale, q_norm, k_norm)",
+        "0.0f",
+        part="backward",
+    ),
+    Mutant(
+        "slack without the distance of a key",
+        PREPASS,
+        "- distance_bits(missing, view.slope, farthest)",
+        "",
+        part="backward",
+    ),
     Mutant(
         "keys seen by too few rows",
         GEOMETRY,

@@ -1,14 +1,15 @@
 """Numbers at the edge of what float32 holds, on the model of each kind of GPU: rows of NaN, weights
-of rows far from their keys."""
+of rows far from their keys, keys that are just negligible."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.cases import Case, make_inputs
+from tests.cases import NUMPY_DTYPES, Case, Inputs, make_inputs
 from tests.cuda.checks import check
 from tests.cuda.model import Calls, Model
 
@@ -72,3 +73,31 @@ def test_weights_of_rows_far_from_their_keys_sum_to_one(
     check(every_gpu, case, "float32", parts=("weights",))
     p = Calls(every_gpu, case, "float32", make_inputs(case, "float32")).weights()
     np.testing.assert_allclose(p.astype(np.float64).sum(axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_pruning_changes_the_slope_gradient_by_no_more_than_theorem_2_says(
+    every_gpu: Model, dtype: str
+) -> None:
+    """In dslopes a key counts as many times as it is far away, which Rule B pays for. Equal keys
+    make the bound on the scores exact; values of 1 from where Rule B without its factor 1 + m d
+    would leave keys out, and of 0 before, make all that is left out pull in one direction."""
+    case = Case("rule-b", 1, 8, 8, 64, 448, 64)
+    first = case.Sk - case.Sq  # position of the first row, the only one with a gradient
+    slopes = np.linspace(0.138, 0.306, case.Hq)
+    arrays = [np.zeros((1, 8, n, case.D), NUMPY_DTYPES[dtype]) for n in (64, 448, 448, 64)]
+    q, k, v, dout = arrays
+    q[..., 0] = k[..., 0] = dout[..., 0, 0] = 1
+    for h, slope in enumerate(slopes):
+        distance = math.ceil((25 * math.log(2) + 0.05) / slope)
+        v[0, h, : first - distance + 1, 0] = 1
+    dlse = np.zeros((1, 8, 64), np.float32)
+    x = Inputs(q, k, v, slopes.astype(np.float32), None, dout, dlse)
+    dslopes = []
+    for prune in (False, True):
+        calls = Calls(every_gpu, case, dtype, x, prune)
+        calls.forward()
+        dslopes.append(calls.backward()[3].astype(np.float64))
+    change, bound = np.abs(dslopes[1] - dslopes[0]), 2.0**-24 / slopes  # G = 1
+    assert change.any(), "nothing was left out"
+    assert (change <= bound).all(), f"{change / bound} times the bound"

@@ -182,12 +182,15 @@ __global__ void __launch_bounds__(kPrepassThreads) largest_norms(const NormParam
 // lse of a row minus what the pruning bound needs, in base 2. -inf: the row sees nothing, so
 // everything is negligible to it. NaN never compares: nothing is.
 __device__ __forceinline__ float row_slack(const ProblemView& problem, const HeadView& view,
-                                           float lse, float q_norm, float k_norm) {
-  const float needed =
-      score_ceiling(problem.scale, q_norm, k_norm) + tail_bits(view.slope, problem.len_k);
-  const float lse2 = lse * kLog2E;
-  const bool prunable = can_prune(problem.prune, view.slope, view.causal, view.symmetric);
-  return !prunable ? NAN : lse2 == -INFINITY ? INFINITY : lse2 - needed;
+                                           int row, float lse, float q_norm, float k_norm) {
+  if (!can_prune(problem.prune, view.slope, view.causal, view.symmetric)) return NAN;
+  if (lse == -INFINITY) return INFINITY;
+  const Range keys = visible_keys(view.span, {row, row + 1}, view.causal);
+  const int position = view.span.q_start + row;
+  const int farthest = most(position - keys.begin, keys.end - 1 - position);
+  const float missing = score_ceiling(problem.scale, q_norm, k_norm) +
+                        tail_bits(view.slope, problem.len_k) - lse * kLog2E;
+  return -missing - distance_bits(missing, view.slope, farthest);
 }
 
 // One block per kPrepassRows rows of a head.
@@ -221,7 +224,7 @@ __global__ void __launch_bounds__(kPrepassThreads) row_deltas(const BackwardPara
       params.delta[index] = params.dlse == nullptr ? sum : sum - params.dlse[index];
       if (!bounded) continue;
       const float q_norm = sqrtf(bounding(squares[u]));
-      params.slack[index] = row_slack(problem, view, params.lse[index], q_norm, k_norm);
+      params.slack[index] = row_slack(problem, view, row, params.lse[index], q_norm, k_norm);
     }
   }
 }
