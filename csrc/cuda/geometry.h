@@ -137,6 +137,13 @@ ALIBI_HD float tail_bits(float slope, int len_k) {
   return 25.0f + fmaxf(0.0f, fminf(series, count));
 }
 
+// A norm from the sum of its squares. The floor covers up to 256 squares that underflow: a large scale
+// makes scores of what they leave out.
+ALIBI_HD float norm_of(float squares) {
+  constexpr float kFloor = 256 * 0x1p-126f;
+  return sqrtf(squares + kFloor);
+}
+
 // Cauchy-Schwarz ceiling of scale * <q, k> in base 2. The margin covers the rounding of the norms
 // and of the products.
 ALIBI_HD float score_ceiling(float scale, float q_norm, float k_norm) {

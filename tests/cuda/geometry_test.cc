@@ -156,6 +156,8 @@ void check_prune_bound() {
   expect(!row_is_done(100.0f, 1.0f, 1000, NAN) && !row_is_done(NAN, 1.0f, 1000, 0.0f),
          "NaN is never done");
   expect(row_is_done(-INFINITY, 1.0f, 5, -INFINITY), "a row that sees nothing is done");
+  expect(norm_of(0.0f) >= 16 * 0x1p-63f && norm_of(9.0f) == 3.0f && norm_of(NAN) != norm_of(NAN),
+         "norm_of");
   expect(score_ceiling(-2.0f, 3.0f, 5.0f) >= 30.0f * kLog2E, "score_ceiling takes |scale|");
   expect(!can_prune(true, 0.0f, true, true) && !can_prune(true, -1.0f, true, true) &&
              !can_prune(true, NAN, true, true),

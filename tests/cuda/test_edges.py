@@ -1,5 +1,5 @@
 """Numbers at the edge of what float32 holds, on the model of each kind of GPU: rows of NaN, weights
-of rows far from their keys, keys that are just negligible."""
+of rows far from their keys, keys that are just negligible, norms whose squares underflow."""
 
 from __future__ import annotations
 
@@ -101,3 +101,29 @@ def test_pruning_changes_the_slope_gradient_by_no_more_than_theorem_2_says(
     change, bound = np.abs(dslopes[1] - dslopes[0]), 2.0**-24 / slopes  # G = 1
     assert change.any(), "nothing was left out"
     assert (change <= bound).all(), f"{change / bound} times the bound"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+@pytest.mark.parametrize("small", ["q", "k"])
+def test_norms_are_positive_where_their_squares_underflow(
+    every_gpu: Model, small: str, multiprocessors: int, dtype: str
+) -> None:
+    """A scale of 1e25 makes scores of 2000 of an element of 1e-23, whose square is 0."""
+    if every_gpu.capability == 75 and dtype == "bfloat16":
+        pytest.skip("bfloat16 needs 8.0")
+    rows = 64 if multiprocessors == 1 else 20  # which a large GPU splits
+    case = Case("tiny", 1, 1, 1, rows, 640, 64, slopes="steep", scale=1e25)
+    x = make_inputs(case, dtype)
+    size = {"q": 20.0, "k": 20.0, small: 1e-23}
+    x.slopes[:] = 2
+    x.q[:], x.k[:] = 0, 0
+    x.q[..., 0], x.k[:, :, 0, 0] = size["q"], size["k"]  # all rows attend to the first key alone
+    results = []
+    for prune in (False, True):
+        every_gpu.configure(multiprocessors=multiprocessors)
+        calls = Calls(every_gpu, case, dtype, x, prune)
+        results.append([y.copy() for y in (*calls.forward(), *calls.backward())])
+    for pruned, dense in zip(results[1], results[0], strict=True):
+        np.testing.assert_array_equal(pruned, dense)
+    assert (results[1][1] > 700).all()

@@ -57,7 +57,7 @@ __device__ __forceinline__ float tile_row_norm(uint32_t tile, int row) {
       }
     }
   }
-  return sqrtf(quad_sum(sum));
+  return norm_of(quad_sum(sum));
 }
 
 // The pruning test of this thread's rows: `needed` is what row_max plus the bias of a distance must

@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kPrepassThreads) largest_norms(const NormParam
   if (lane_id() == 0) {
     const int sequence = place.batch * params.heads + place.head;
     const int index = sequence * ceil_div(params.len, params.rows) + begin / params.rows;
-    atomicMax(reinterpret_cast<int*>(params.norms) + index, __float_as_int(sqrtf(largest)));
+    atomicMax(reinterpret_cast<int*>(params.norms) + index, __float_as_int(norm_of(largest)));
   }
 }
 
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kPrepassThreads) row_deltas(const BackwardPara
       const float sum = sums[u];
       params.delta[index] = params.dlse == nullptr ? sum : sum - params.dlse[index];
       if (!bounded) continue;
-      const float q_norm = sqrtf(bounding(squares[u]));
+      const float q_norm = norm_of(bounding(squares[u]));
       params.slack[index] = row_slack(problem, view, row, params.lse[index], q_norm, k_norm);
     }
   }

@@ -38,7 +38,7 @@ __device__ __forceinline__ Range reachable_keys(const ForwardParams& params,
       const float value = to_float(q[row * params.q.stride_s + x]);
       sum = fmaf(value, value, sum);
     }
-    const float ceiling = score_ceiling(problem.scale, sqrtf(sum), k_norm);
+    const float ceiling = score_ceiling(problem.scale, norm_of(sum), k_norm);
     const int nearest = distance_to(position, {head.span.kv_start, head.span.kv_end});
     const int64_t reach = pruning_reach(ceiling, ceiling + bits, head.slope2, nearest);
     if (position - reach < begin)
