@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import oracle
 from tests.cases import NUMPY_DTYPES, Case, Inputs, make_inputs
+from tests.compare import assert_close
 from tests.cuda.checks import check
 from tests.cuda.model import Calls, Model
 
@@ -127,3 +129,19 @@ def test_norms_are_positive_where_their_squares_underflow(
     for pruned, dense in zip(results[1], results[0], strict=True):
         np.testing.assert_array_equal(pruned, dense)
     assert (results[1][1] > 700).all()
+
+
+@pytest.mark.parametrize("distance", [10_000, 1_000_000])
+@pytest.mark.parametrize(("causal", "bias"), [(True, "symmetric"), (False, "signed")])
+def test_rows_far_from_their_keys_lose_what_rounding_of_their_bias_costs(
+    every_gpu: Model, causal: bool, bias: str, distance: int
+) -> None:
+    """docs/maths.md, section 4: scores are off by 4 roundings of their bias, rows not moved."""
+    start = distance if causal else -distance
+    case = Case("far", 1, 2, 2, 70, 200, 64, causal, bias, spans=((0, 200, start),))
+    x = make_inputs(case, "float32")
+    out, lse = Calls(every_gpu, case, "float32", x).forward()
+    truth = oracle.attention(x.q, x.k, x.v, x.slopes, spans=x.spans, **case.options)
+    score_error = 4 * 2.0**-24 * (float(x.slopes.max()) * (distance + 270) + 100)
+    assert_close(out, truth[0], 2 * score_error * float(np.abs(x.v).max()))
+    assert_close(lse, truth[1], 2 * score_error)
