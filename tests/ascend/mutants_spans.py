@@ -32,7 +32,7 @@ SPANS = (
     Mutant(
         "values behind the last row's position loaded",
         TASKS,
-        "if (tiling_.causal) span.kv_end = min_of(span.kv_end, last + 1);",
-        "",
+        "min_of(span.kv_end, last + 1);",
+        "max_of(span.kv_end, 0 * last);",
     ),
 )
