@@ -67,8 +67,8 @@ def test_rules_and_status_codes_of_the_header_are_tied() -> None:
         assert text.startswith("alibi_attention: ")
         assert text.endswith(".")
     arguments = {*Options._fields, "tensor", "packed", "slopes", "order", "kind", "flag"}
-    arguments |= {"num_heads", "max_bias", "array", "grads", "threads", "start", "rows", "epsilon"}
-    arguments |= {"key_norms", "norms"}
+    arguments |= {"num_heads", "max_bias", "array", "results", "threads", "start", "rows"}
+    arguments |= {"epsilon", "key_norms", "norms"}
     prefixes = {rule.partition(".")[0] for rule in RULES if "." in rule}
     assert prefixes <= arguments | set(names)
 
