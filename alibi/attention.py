@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from alibi._checks import check, check_heads, is_empty, resolve_slopes
-from alibi.config import ALiBiConfig
+from alibi.config import ALiBiConfig, check_config
 from alibi_kernels import TrainedSlopes, alibi_attention, alibi_attention_packed
 
 
@@ -113,6 +113,7 @@ class ALiBiAttention(nn.Cell):
     @classmethod
     def from_config(cls, config: ALiBiConfig) -> "ALiBiAttention":
         """Returns the attention of one layer of ALiBiTransformer(config)."""
+        check_config(cls.__name__, config)
         return cls(
             config.d_model,
             config.num_heads,

@@ -79,3 +79,9 @@ class ALiBiConfig:
     def head_dim(self) -> int:
         """Width of one attention head, d_model / num_heads."""
         return self.d_model // self.num_heads
+
+
+def check_config(owner: str, config: Any) -> None:
+    """TypeError unless config is an ALiBiConfig."""
+    if not isinstance(config, ALiBiConfig):
+        raise TypeError(f"{owner}: config must be an ALiBiConfig, but got {type(config).__name__}.")

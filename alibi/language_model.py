@@ -7,7 +7,7 @@ from mindspore import nn, ops
 from mindspore.common.initializer import Normal
 
 from alibi._checks import check, differ
-from alibi.config import ALiBiConfig
+from alibi.config import ALiBiConfig, check_config
 from alibi.layers import NORM_EPSILON
 from alibi.norm import LayerNorm
 from alibi.transformer import ALiBiTransformer
@@ -85,6 +85,7 @@ class ALiBiLanguageModel(nn.Cell):
         super().__init__()
         owner = type(self).__name__
         vocab_size = check(owner, vocab_size=vocab_size)["vocab_size"]
+        check_config(owner, config)
         self.transformer = ALiBiTransformer(config)
         if not config.causal:
             raise ValueError(

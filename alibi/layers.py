@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import nn
 
 from alibi.attention import ALiBiAttention
-from alibi.config import ALiBiConfig
+from alibi.config import ALiBiConfig, check_config
 from alibi.norm import Dense, DenseGelu, LayerNorm
 
 # PyTorch's default, which the original's weights were trained with; MindSpore's own is 1e-7.
@@ -25,12 +25,18 @@ class FeedForward(nn.Cell):
     Outputs:
         [..., d_model].
 
+    Raises:
+        TypeError: config is no ALiBiConfig.
+
     Supported Platforms:
         ``CPU`` ``GPU`` ``Ascend``
+
+    Source: arXiv 1706.03762, with the GELU of arXiv 1606.08415, as in github.com/jaketae/alibi.
     """
 
     def __init__(self, config: ALiBiConfig) -> None:
         super().__init__()
+        check_config(type(self).__name__, config)
         hidden = config.d_model * config.expansion_factor
         self.fc1 = DenseGelu(config.d_model, hidden, config.fused)
         self.fc2 = Dense(hidden, config.d_model, config.fused)
@@ -53,12 +59,18 @@ class ALiBiTransformerLayer(nn.Cell):
     Outputs:
         [batch, length, d_model].
 
+    Raises:
+        TypeError: config is no ALiBiConfig.
+
     Supported Platforms:
         As ALiBiAttention.
+
+    Source: arXiv 2108.12409; the order of norms and sums follows github.com/jaketae/alibi.
     """
 
     def __init__(self, config: ALiBiConfig) -> None:
         super().__init__()
+        check_config(type(self).__name__, config)
         self.attn_norm = LayerNorm(config.d_model, NORM_EPSILON, config.fused)
         self.attn = ALiBiAttention.from_config(config)
         self.ffn_norm = LayerNorm(config.d_model, NORM_EPSILON, config.fused)

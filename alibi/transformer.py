@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn
 
-from alibi.config import ALiBiConfig
+from alibi.config import ALiBiConfig, check_config
 from alibi.layers import ALiBiTransformerLayer
 
 
@@ -43,11 +43,7 @@ class ALiBiTransformer(nn.Cell):
 
     def __init__(self, config: ALiBiConfig) -> None:
         super().__init__()
-        if not isinstance(config, ALiBiConfig):
-            raise TypeError(
-                f"{type(self).__name__}: config must be an ALiBiConfig, "
-                f"but got {type(config).__name__}."
-            )
+        check_config(type(self).__name__, config)
         self.config = config
         self.layers = nn.CellList([ALiBiTransformerLayer(config) for _ in range(config.num_layers)])
 

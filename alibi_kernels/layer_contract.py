@@ -20,6 +20,12 @@ def check_epsilon(epsilon: Any, *, op: str) -> None:
         raise contract.error("epsilon.range", op, got=contract.describe(epsilon))
 
 
+def check_dtype(name: str, dtype: str, names: str, *, op: str) -> None:
+    """TypeError unless a tensor has one of the dtypes of all operators."""
+    if dtype not in contract.DTYPES:
+        raise contract.error("dtype.unsupported", op, name=name, got=dtype, names=names)
+
+
 def check_x(shape: Shape, *, op: str) -> None:
     """ValueError unless x has rows."""
     if len(shape) == 0 or shape[-1] == 0:

@@ -40,7 +40,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5) ->
         Tensor like x.
 
     Raises:
-        TypeError: a tensor is not a Tensor.
+        TypeError: a tensor is not a Tensor, or of another dtype.
         ValueError: gamma or beta is not [width], or epsilon is negative or not finite.
 
     Supported Platforms:
@@ -67,7 +67,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
         Tensor like x.
 
     Raises:
-        TypeError: a tensor is not a Tensor.
+        TypeError: a tensor is not a Tensor, or of another dtype.
         ValueError: bias is not [width].
 
     Supported Platforms:
@@ -99,7 +99,10 @@ def _cached_plan(
     device: str,
     environment: str | None,  # part of the key only
 ) -> Run:
-    shapes = [spec(*x[1:]).shape for x in forms]
+    specs = [spec(*x[1:]) for x in forms]
+    for name, x in zip(_TENSORS[op], specs, strict=True):
+        layer_contract.check_dtype(name, x.dtype, ", ".join(_TENSORS[op]), op=op)
+    shapes = [x.shape for x in specs]
     if shapes[0] != (-2,):  # whose rank a graph does not know yet
         layer_contract.check_x(shapes[0], op=op)
     for name, shape in zip(_TENSORS[op][1:], shapes[1:], strict=True):

@@ -261,6 +261,13 @@ def test_mistakes_are_named(ms: Any, mode: Any) -> None:
         (norm, (x, short, beta), ValueError, "layer_norm: gamma must have shape (24,), one number"),
         (norm, (x, gamma, beta, -1.0), ValueError, "epsilon must be a finite number of at least 0"),
         (norm, (x, gamma, beta, None), ValueError, "got None; pass one such as 1e-5"),
+        (
+            norm,
+            (x.int(), gamma, beta),
+            TypeError,
+            "x has dtype int32; x, gamma, beta must be float32",
+        ),
+        (gelu, (x, beta.astype(ms.float64)), TypeError, "bias has dtype float64; x, bias must be"),
         (gelu, (x, x), ValueError, "bias must have shape (24,), one number per element of the"),
         (gelu, (ms.Tensor(1.0), beta), ValueError, "bias_gelu: x must have at least one axis"),
     )

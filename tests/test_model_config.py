@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alibi import ALiBiAttention, ALiBiConfig, ALiBiLanguageModel, ALiBiTransformer
+from alibi import (
+    ALiBiAttention,
+    ALiBiConfig,
+    ALiBiLanguageModel,
+    ALiBiTransformer,
+    layers,
+    load_original,
+)
+from alibi.extrapolate import SinusoidalLanguageModel
 
 NAN = float("nan")
 
@@ -283,9 +291,19 @@ def test_numpy_scalars_compute_the_same(ms: Any, mode: Any) -> None:
 
 
 def test_bad_models() -> None:
-    with pytest.raises(TypeError) as raised:
-        ALiBiTransformer({"num_layers": 2})
-    assert str(raised.value) == "ALiBiTransformer: config must be an ALiBiConfig, but got dict."
+    makers = {
+        "ALiBiTransformer": ALiBiTransformer,
+        "ALiBiTransformerLayer": layers.ALiBiTransformerLayer,
+        "FeedForward": layers.FeedForward,
+        "ALiBiAttention": ALiBiAttention.from_config,
+        "ALiBiLanguageModel": lambda config: ALiBiLanguageModel(16, config),
+        "SinusoidalLanguageModel": lambda config: SinusoidalLanguageModel(16, config),
+        "load_original": lambda config: load_original({}, config=config),
+    }
+    for name, make in makers.items():
+        with pytest.raises(TypeError) as raised:
+            make({"num_layers": 2})
+        assert str(raised.value) == f"{name}: config must be an ALiBiConfig, but got dict."
     with pytest.raises(ValueError, match="vocab_size must be an int of at least 1"):
         ALiBiLanguageModel(0, ALiBiConfig(num_layers=1, d_model=8))
     message = (

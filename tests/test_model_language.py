@@ -175,11 +175,16 @@ def test_windows_and_batches() -> None:
     assert inputs.shape == (500, 8)
     np.testing.assert_array_equal(targets, inputs + 1)
     assert (inputs.min(), targets.max()) == (0, 99)  # both ends are reached
-    with pytest.raises(ValueError, match="must be below the number of tokens, 100, but got 100"):
+    with pytest.raises(ValueError, match="below the number of tokens, 100, but got 100"):
         windows(tokens, 100)
+    with pytest.raises(ValueError, match=r"windows: length must be at least 1 and .* but got 0"):
+        windows(tokens, 0)
+    with pytest.raises(ValueError, match="sample_batch: length must be at least 1 and"):
+        sample_batch(tokens, 100, 2, np.random.default_rng(0))
 
 
 def test_learning_rates() -> None:
+    assert TrainingPlan(steps=2, learning_rate=2.0, warmup=0).learning_rates()[0] == 2.0
     rates = TrainingPlan(steps=100, learning_rate=2.0, warmup=10).learning_rates()
     assert len(rates) == 100
     assert rates[0] == pytest.approx(0.2)

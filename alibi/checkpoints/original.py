@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 
 from alibi.checkpoints.files import read_weights
-from alibi.config import ALiBiConfig
+from alibi.config import ALiBiConfig, check_config
 from alibi.transformer import ALiBiTransformer
 
 BUFFER = re.compile(r"layers\.\d+\.attn\.(m|mask)")
@@ -69,6 +69,8 @@ def load_original(
         raise TypeError(
             f"load_original: model must be an ALiBiTransformer, but got {type(model).__name__}."
         )
+    if config is not None:
+        check_config("load_original", config)
     state = read_weights(source)
     buffers = {name: value for name, value in state.items() if BUFFER.fullmatch(name)}
     weights = {_rename(name): value for name, value in state.items() if name not in buffers}

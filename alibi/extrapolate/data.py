@@ -32,6 +32,14 @@ def load_text() -> tuple[np.ndarray, np.ndarray]:
     return _to_bytes(texts), _to_bytes(held_out)
 
 
+def _check_length(owner: str, tokens: np.ndarray, length: int) -> None:
+    if not 1 <= length < len(tokens):
+        raise ValueError(
+            f"{owner}: length must be at least 1 and below the number of tokens, {len(tokens)}, "
+            f"but got {length}."
+        )
+
+
 def sample_batch(
     tokens: np.ndarray, length: int, batch_size: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +50,11 @@ def sample_batch(
         length: tokens per window.
         batch_size: windows.
         random: draws the places.
+
+    Raises:
+        ValueError: length is below 1, or the text is shorter than one window and its last target.
     """
+    _check_length("sample_batch", tokens, length)
     starts = random.integers(0, len(tokens) - length, batch_size)
     places = starts[:, None] + np.arange(length)
     return tokens[places], tokens[places + 1]
@@ -59,13 +71,10 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         length: tokens per window.
 
     Raises:
-        ValueError: the text is shorter than one window and its last target.
+        ValueError: length is below 1, or the text is shorter than one window and its last target.
     """
+    _check_length("windows", tokens, length)
     count = (len(tokens) - 1) // length
-    if count < 1:
-        raise ValueError(
-            f"windows: length must be below the number of tokens, {len(tokens)}, but got {length}."
-        )
     used = count * length
     return tokens[:used].reshape(count, length), tokens[1 : used + 1].reshape(count, length)
 

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from alibi.config import ALiBiConfig
+from alibi.config import ALiBiConfig, check_config
 from alibi.language_model import ALiBiLanguageModel
 
 
@@ -37,6 +37,7 @@ class SinusoidalLanguageModel(ALiBiLanguageModel):
     """
 
     def __init__(self, vocab_size: int, config: ALiBiConfig) -> None:
+        check_config(type(self).__name__, config)
         if config.d_model % 2:
             raise ValueError(
                 f"SinusoidalLanguageModel: config.d_model must be even, but got {config.d_model}; "

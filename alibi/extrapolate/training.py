@@ -23,7 +23,7 @@ class TrainingPlan:
         length: tokens per sequence.
         batch_size: sequences per step.
         learning_rate: the highest one, reached after warmup steps; it then falls along a cosine.
-        warmup: steps of linear rise.
+        warmup: steps of linear rise; 0 begins at the highest rate.
         seed: of the order of the text.
     """
 
@@ -36,7 +36,7 @@ class TrainingPlan:
 
     def learning_rates(self) -> list[float]:
         """Returns the learning rate of every step."""
-        rise = [min(1.0, (step + 1) / self.warmup) for step in range(self.steps)]
+        rise = [min(1.0, (step + 1) / max(1, self.warmup)) for step in range(self.steps)]
         fall = [(1 + math.cos(math.pi * step / self.steps)) / 2 for step in range(self.steps)]
         return [self.learning_rate * up * down for up, down in zip(rise, fall, strict=True)]
 
