@@ -26,7 +26,9 @@ def column(row: Row) -> str:
     """Head of a table column: the sizes of a case."""
     if row["mode"] == "decode":
         return f"{row['dtype']} S={row['keys']}"
-    heads = f"{row['heads']}/{row['heads_kv']}" if row["heads_kv"] else row["heads"]
+    heads = row["heads"]
+    if row.get("heads_kv"):  # older tables have no such column
+        heads += f"/{row['heads_kv']}"
     sizes = f"({row['batch']},{heads},{row['queries']},{row['head_dim']})"
     if row["suite"] == "small":
         return f"{row['mode']} {sizes}"

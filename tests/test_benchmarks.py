@@ -336,6 +336,20 @@ def test_summary_for_the_readme(results: Path, tmp_path: Path) -> None:
     assert readme.read_text() == "no marks"
 
 
+def test_the_committed_page_is_of_the_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the README's table; of all machines, whose older tables have fewer columns."""
+    if not report.runs(report.RESULTS):
+        pytest.skip("the raw data is in a checkout only")
+    draw = report.plots.draw
+    monkeypatch.setattr(report.plots, "draw", lambda suite, rows, _: draw(suite, rows, tmp_path))
+    newest = report.newest()
+    assert report.page(newest) == report.PAGE.read_text()
+    source = str(newest.relative_to(report.REPOSITORY))
+    assert "\n".join(report.summary(report.read(newest), source)) in report.README.read_text()
+
+
 def test_peak_memory_of_a_provider_in_a_process_of_its_own() -> None:
     """The kernels need scratch, not scores: 8 heads of 512 * 512 floats alone would be 8.4 MB."""
     case = layouts.CASES[0]
