@@ -1,10 +1,10 @@
 // Everything that talks to the CUDA runtime: launches, scratch memory, and errors.
 //
 // A Call lives for one entry point. It launches only on the stream it was given and never waits for
-// it. Scratch comes from cudaMallocAsync, which takes memory from a pool of the driver in stream
-// order: after the first calls no driver allocation is left, nothing synchronises, and the memory
-// goes back when the kernels before it on the stream have finished. The first failure is kept, with
-// a message; everything after it is skipped.
+// it. Scratch is taken from a pool of our own in stream order: nothing synchronises, and the memory
+// goes back to the pool when the kernels before it on the stream have finished. The pool keeps what
+// it has got from the driver; so after the first calls none is asked for, whoever synchronises
+// between them. The first failure is kept, with a message; everything after it is skipped.
 #ifndef ALIBI_CUDA_LAUNCH_CUH_
 #define ALIBI_CUDA_LAUNCH_CUH_
 
@@ -21,6 +21,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "../alibi_attention.h"
@@ -36,16 +38,54 @@ inline char* error_text() {
   return text;
 }
 
+// What the pool of a device keeps over a synchronisation: dq in float32 of 128k tokens, 2048 wide.
+// A call that needs more runs for so long that mapping the rest again does not matter.
+constexpr uint64_t kKeptScratch = uint64_t{1} << 30;
+
+// A new pool of scratch memory on a device.
+inline cudaError_t make_scratch_pool(int device, cudaMemPool_t* pool) {
+  cudaMemPoolProps properties = {};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
+  const cudaError_t error = cudaMemPoolCreate(pool, &properties);
+  if (error != cudaSuccess) return error;
+  uint64_t kept = kKeptScratch;
+  return cudaMemPoolSetAttribute(*pool, cudaMemPoolAttrReleaseThreshold, &kept);
+}
+
+// The pool of a device, made when it is first asked for. Not the device's default pool, since that
+// one is shared with every other library of the process, and keeps nothing: the driver takes its
+// memory back at each synchronisation. Ours are never destroyed: kernels may still use their memory
+// when static objects are, and the driver may be gone by then; it frees what a process leaves.
+inline cudaError_t scratch_pool(int device, cudaMemPool_t* pool) {
+  static std::mutex& mutex = *new std::mutex;
+  static std::map<int, cudaMemPool_t>& pools = *new std::map<int, cudaMemPool_t>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = pools.find(device);
+  if (found != pools.end()) {
+    *pool = found->second;
+    return cudaSuccess;
+  }
+  // The stream may be capturing a graph, during which not every call is allowed that does something
+  // at once; this one has nothing to do with what is captured.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const cudaError_t error = make_scratch_pool(device, pool);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error == cudaSuccess) pools[device] = *pool;
+  return error;
+}
+
 class Call {
  public:
   explicit Call(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {
     error_text()[0] = '\0';
-    int device = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    query(cudaDevAttrComputeCapabilityMajor, device, &major_);
-    query(cudaDevAttrComputeCapabilityMinor, device, &minor_);
-    query(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, &shared_limit_);
-    query(cudaDevAttrMultiProcessorCount, device, &multiprocessors_);
+    check(cudaGetDevice(&device_), "cudaGetDevice");
+    query(cudaDevAttrComputeCapabilityMajor, &major_);
+    query(cudaDevAttrComputeCapabilityMinor, &minor_);
+    query(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_limit_);
+    query(cudaDevAttrMultiProcessorCount, &multiprocessors_);
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -71,13 +111,15 @@ class Call {
   }
 
   // Uninitialised device memory for `count` elements, valid for all launches of this call; null
-  // after a failure.
+  // after a failure. Where the stream captures a graph, it belongs to the graph instead of the pool.
   template <class T>
   T* scratch(int64_t count) {
     if (!ok()) return nullptr;
+    if (pool_ == nullptr) check(scratch_pool(device_, &pool_), "cudaMemPoolCreate");
+    if (!ok()) return nullptr;
     void* memory = nullptr;
     const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
-    check(cudaMallocAsync(&memory, bytes, stream_), "cudaMallocAsync");
+    check(cudaMallocFromPoolAsync(&memory, bytes, pool_, stream_), "cudaMallocFromPoolAsync");
     if (!ok()) return nullptr;
     scratch_.push_back(memory);
     return static_cast<T*>(memory);
@@ -116,8 +158,8 @@ class Call {
  private:
   static constexpr int kDefaultShared = 48 * 1024;  // what a kernel may use without asking
 
-  void query(cudaDeviceAttr attribute, int device, int* value) {
-    if (ok()) check(cudaDeviceGetAttribute(value, attribute, device), "cudaDeviceGetAttribute");
+  void query(cudaDeviceAttr attribute, int* value) {
+    if (ok()) check(cudaDeviceGetAttribute(value, attribute, device_), "cudaDeviceGetAttribute");
   }
 
   void check(cudaError_t error, const char* what) {
@@ -129,10 +171,12 @@ class Call {
 
   cudaStream_t stream_;
   int32_t status_ = ALIBI_OK;
+  int device_ = 0;
   int major_ = 0;
   int minor_ = 0;
   int shared_limit_ = 0;
   int multiprocessors_ = 0;
+  cudaMemPool_t pool_ = nullptr;  // once there is scratch
   std::vector<void*> scratch_;
 };
 

@@ -136,6 +136,13 @@ class Model(Library):
         self.c.simt_stats(values)
         return dict(zip(names, values, strict=True))
 
+    def pool(self, device: int) -> dict[str, int]:
+        """Of the scratch memory of a device: see simt_pool in simt/control.cc."""
+        names = ("pools", "kept", "given", "back", "capture_mode")
+        values = (ctypes.c_int64 * len(names))()
+        self.c.simt_pool(device, values)
+        return dict(zip(names, values, strict=True))
+
     def release(self) -> None:
         for address in self._held:
             self.c.simt_release(address)

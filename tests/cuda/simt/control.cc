@@ -59,3 +59,22 @@ EXPORT void simt_stats(int64_t* values) {
 // Memory whose end lies (to 16 bytes) at a page that faults.
 EXPORT void* simt_allocate(size_t bytes) { return simt::allocate(bytes); }
 EXPORT void simt_release(void* memory) { simt::release(memory); }
+
+// Which device is current, and whether its driver refuses pools.
+EXPORT void simt_device(int device, int refused) {
+  simt::pools().device = device;
+  simt::pools().refused = refused != 0;
+}
+// Of the scratch memory of a device: how many pools it has, what the last of them keeps, how often
+// memory was given and came back; and the capture mode that the last call has left.
+EXPORT void simt_pool(int device, int64_t* values) {
+  memset(values, 0, 4 * sizeof *values);
+  values[4] = simt::pools().mode;
+  for (const simt::Pool* pool : simt::pools().made) {
+    if (pool->device != device) continue;
+    ++values[0];
+    values[1] = static_cast<int64_t>(pool->kept);
+    values[2] += pool->given;
+    values[3] += pool->back;
+  }
+}

@@ -4,9 +4,12 @@
 #define SIMT_RUNTIME_H_
 
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "machine.h"
 #include "tensor_map.h"
@@ -14,7 +17,12 @@
 #define CUDART_VERSION 13000
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801
+};
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrComputeCapabilityMinor,
@@ -22,6 +30,10 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed = 2 };
 
 namespace simt {
 
@@ -34,6 +46,26 @@ inline std::string& launch_error() {
 // NaN.
 void* allocate(size_t bytes);
 void release(void* memory);
+
+// Memory comes from pools that the library makes; there is no default one. A pool counts what it
+// gives and what comes back.
+struct Pool {
+  int device;
+  uint64_t kept;  // bytes over a synchronisation
+  int64_t given;
+  int64_t back;
+};
+struct Pools {
+  std::vector<Pool*> made;
+  std::map<void*, Pool*> owner;  // of the memory that is out
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  int device = 0;        // the current one
+  bool refused = false;  // as by a driver without pools
+};
+inline Pools& pools() {
+  static Pools all;
+  return all;
+}
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), unsigned blocks, int threads, int shared_bytes,
@@ -52,7 +84,7 @@ cudaError_t launch(void (*kernel)(Params...), unsigned blocks, int threads, int 
 }  // namespace simt
 
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = simt::pools().device;
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -64,11 +96,45 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   if (attribute == cudaDevAttrMultiProcessorCount) *value = simt::config.multiprocessors;
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(simt::pools().mode, *mode);
+  return cudaSuccess;
+}
+
+using cudaMemPool_t = simt::Pool*;
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  struct {
+    cudaMemLocationType type;
+    int id;
+  } location;
+};
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  simt::Pools& all = simt::pools();
+  // A capture in any other mode may forbid it.
+  const bool valid = properties->allocType == cudaMemAllocationTypePinned &&
+                     properties->location.type == cudaMemLocationTypeDevice &&
+                     all.mode == cudaStreamCaptureModeRelaxed;
+  if (all.refused || !valid) return cudaErrorNotSupported;
+  *pool = new simt::Pool{properties->location.id, 0, 0, 0};
+  all.made.push_back(*pool);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* value) {
+  memcpy(&pool->kept, value, sizeof pool->kept);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocFromPoolAsync(void** memory, size_t bytes, cudaMemPool_t pool,
+                                           cudaStream_t) {
   *memory = simt::allocate(bytes);
+  simt::pools().owner[*memory] = pool;
+  ++pool->given;
   return cudaSuccess;
 }
 inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+  const auto found = simt::pools().owner.find(memory);
+  ++found->second->back;
+  simt::pools().owner.erase(found);
   simt::release(memory);
   return cudaSuccess;
 }
@@ -78,7 +144,9 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaSt
 }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return simt::launch_error().c_str(); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorNotSupported ? "operation not supported" : simt::launch_error().c_str();
+}
 
 enum cudaDriverEntryPointQueryResult {
   cudaDriverEntryPointSuccess,
