@@ -135,10 +135,24 @@ float* row_scratch(Call& call, const ProblemView& problem) {
   return call.scratch<float>(int64_t{problem.batch} * problem.heads_q * problem.len_q);
 }
 
+// What a forward kernel needs to leave keys out, where problem.prune permits it.
+void prune_by_scores(Call&, int32_t, ForwardParams&) {}  // nothing: it sees them as it goes
+void prune_by_norms(Call& call, int32_t dtype, ForwardParams& params) {
+  params.key_norms = prepare_key_norms(call, dtype, params.problem, params.k);
+  params.problem.prune = params.key_norms != nullptr;
+}
+#if CUDART_VERSION >= 12000
+void prune_many_keys_by_norms(Call& call, int32_t dtype, ForwardParams& params) {
+  params.problem.prune = params.problem.prune && hopper_prunes(params.problem);
+  prune_by_norms(call, dtype, params);
+}
+#endif
+
 // The implementations of each pass, best first; a call runs on the first that takes it. The last
 // one takes any.
 struct ForwardRoute {
   bool (*takes)(const Call& call, int32_t dtype, const ForwardParams& params);
+  void (*prepare)(Call& call, int32_t dtype, ForwardParams& params);
   void (*run)(Call& call, int32_t dtype, const ForwardParams& params);
 };
 bool takes_any(const Call&, int32_t, const ForwardParams&) { return true; }
@@ -146,11 +160,11 @@ bool takes_decoding(const Call&, int32_t, const ForwardParams& params) {
   return decode_takes(params.problem);
 }
 constexpr ForwardRoute kForwardRoutes[] = {
-    {takes_decoding, run_decode},
+    {takes_decoding, prune_by_scores, run_decode},
 #if CUDART_VERSION >= 12000  // the first one that knows the instructions of sm_90a
-    {hopper_takes_forward, run_forward_hopper},
+    {hopper_takes_forward, prune_many_keys_by_norms, run_forward_hopper},
 #endif
-    {takes_any, run_forward},
+    {takes_any, prune_by_norms, run_forward},
 };
 
 const ForwardRoute& route_forward(const Call& call, int32_t dtype, const ForwardParams& params) {
@@ -171,19 +185,16 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
   params.v = key_input(call, args.v, p);
   params.out = query_output(args.out, p);
   params.lse = args.lse;
-  if (decode_takes(params.problem)) {
-    params.splits = decode_splits(call, p.dtype, params.problem);
-  } else {
-    params.key_norms = prepare_key_norms(call, p.dtype, params.problem, params.k);
-    params.problem.prune = params.key_norms != nullptr;
-    params.splits = forward_splits(call, p.dtype, params.problem);
-  }
+  params.splits = decode_takes(params.problem) ? decode_splits(call, p.dtype, params.problem)
+                                               : forward_splits(call, p.dtype, params.problem);
   if (params.splits > 1) {
     const int64_t rows = p.batch * p.heads_q * p.len_q * params.splits;
     params.split_out = call.scratch<float>(rows * p.head_dim);
     params.split_lse = call.scratch<float>(rows);
   }
-  route_forward(call, p.dtype, params).run(call, p.dtype, params);
+  const ForwardRoute& route = route_forward(call, p.dtype, params);
+  route.prepare(call, p.dtype, params);
+  route.run(call, p.dtype, params);
   return call.status();
 }
 

@@ -19,6 +19,8 @@ void run_weights_backward(Call& call, int32_t dtype, const WeightsBackwardParams
 // On a Hopper GPU: which calls its kernels take, and the same for these.
 bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params);
 bool hopper_takes_backward(const Call& call, int32_t dtype, const BackwardParams& params);
+// Whether its forward kernel leaves keys out where it may.
+bool hopper_prunes(const ProblemView& problem);
 void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params);
 void run_backward_hopper(Call& call, int32_t dtype, const BackwardParams& params);
 

@@ -21,10 +21,10 @@ from tests import results
 from tests.cases import Case
 from tests.cuda import mutants_hopper, mutants_hopper_backward, mutants_portable
 from tests.cuda.checks import check
-from tests.cuda.model import ROOT, Model, build_variant
+from tests.cuda.model import PRUNED, ROOT, Model, build_variant
 from tests.cuda.mutant import UNITS, Mutant
 
-FLAGS = ("-DALIBI_HEAD_DIMS_16=64,128", "-DALIBI_HEAD_DIMS_32=64")
+FLAGS = ("-DALIBI_HEAD_DIMS_16=64,128", "-DALIBI_HEAD_DIMS_32=64", PRUNED)
 
 CASES = (
     (Case("causal", 1, 2, 1, 150, 289, 64, slopes="learned"), "bfloat16"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from tests.cases import SHAPES, SMALL, Case, make_inputs
 from tests.cuda import test_model
 from tests.cuda.checks import check
-from tests.cuda.model import Calls, Model, address, tensor
+from tests.cuda.model import QUICK, ROOT, Calls, Model, address, build_variant, tensor
 
 
 def with_head_dim(cases: tuple[Case, ...]) -> tuple[Case, ...]:
@@ -209,6 +210,41 @@ def test_pruning_skips_most_tiles_and_changes_less_than_rounding(hopper: Model) 
         unit = 2.0**-10 if pruned.ndim == 4 else 2.0**-22
         error = np.abs(pruned.astype(np.float64) - dense.astype(np.float64)).max()
         assert error <= unit * max(1.0, np.abs(dense).max())
+
+
+@pytest.fixture(scope="module")
+def released(library_of_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """The library whose forward kernel prunes from as many keys on as the released one."""
+    folder, more = tmp_path_factory.mktemp("released"), ("-UALIBI_HOPPER_DENSE_KEYS",)
+    model = Model(build_variant(ROOT / "csrc", "sm90/forward.cu", QUICK, folder, more))
+    model.capability = 90
+    yield model
+    model.release()
+
+
+@pytest.mark.parametrize("keys", [1024, 1025])
+def test_a_forward_over_few_keys_runs_dense(released: Model, keys: int) -> None:
+    """The norms cost more than what they saved: on an H200 a pruned call at 1024 keys took 9 and
+    21% more time than a dense one. The backward pass, whose work is more, is pruned as before."""
+    case = Case("few-keys", 1, 2, 1, 64, keys, 64, slopes="steep")
+    x = make_inputs(case, "float16")
+    work, results = [], []
+    for prune in (False, True):
+        released.configure()
+        calls = Calls(released, case, "float16", x, prune)
+        results.append([y.copy() for y in calls.forward()])
+        forward = released.stats()
+        calls.backward()
+        backward = released.stats()["wide_products"] - forward["wide_products"]
+        work.append((forward["blocks"], forward["wide_products"], backward))
+    assert work[1][2] < work[0][2]
+    if keys > 1024:
+        assert work[1][0] > work[0][0], "no norms were computed"
+        assert work[1][1] < work[0][1] / 4
+        return
+    assert work[1][:2] == work[0][:2]
+    for pruned, dense in zip(*results, strict=True):
+        np.testing.assert_array_equal(pruned, dense)
 
 
 def test_the_far_key_that_outscores_the_near_ones_is_found(hopper: Model) -> None:

@@ -3,6 +3,13 @@
 #include "forward.cuh"
 #include "launch.h"
 
+// Up to so many keys a call that may be pruned runs dense: the passes over K and Q for the norms
+// take longer than the tiles do that the bound leaves out. Measured on an H200: docs/design/0022. A
+// build for tests may have fewer, so that small problems are pruned.
+#ifndef ALIBI_HOPPER_DENSE_KEYS
+#define ALIBI_HOPPER_DENSE_KEYS 1024
+#endif
+
 namespace alibi {
 namespace cuda {
 namespace {
@@ -47,6 +54,8 @@ bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& 
   return params.splits == 1 && params.out.aligned &&
          hopper_takes(call, dtype, params.problem, {params.q}, {params.k, params.v});
 }
+
+bool hopper_prunes(const ProblemView& problem) { return problem.len_k > ALIBI_HOPPER_DENSE_KEYS; }
 
 void run_forward_hopper(Call& call, int32_t dtype, const ForwardParams& params) {
   const bool narrow = params.problem.head_dim == 64, causal = params.problem.causal;
