@@ -143,6 +143,7 @@ void prune_by_norms(Call& call, int32_t dtype, ForwardParams& params) {
 }
 #if CUDART_VERSION >= 12000
 void prune_many_keys_by_norms(Call& call, int32_t dtype, ForwardParams& params) {
+  params.splits = 1;
   params.problem.prune = params.problem.prune && hopper_prunes(params.problem);
   prune_by_norms(call, dtype, params);
 }
@@ -187,13 +188,13 @@ int32_t attention_fwd(const AlibiAttentionFwdArgs& args, void* stream) {
   params.lse = args.lse;
   params.splits = decode_takes(params.problem) ? decode_splits(call, p.dtype, params.problem)
                                                : forward_splits(call, p.dtype, params.problem);
+  const ForwardRoute& route = route_forward(call, p.dtype, params);
+  route.prepare(call, p.dtype, params);
   if (params.splits > 1) {
     const int64_t rows = p.batch * p.heads_q * p.len_q * params.splits;
     params.split_out = call.scratch<float>(rows * p.head_dim);
     params.split_lse = call.scratch<float>(rows);
   }
-  const ForwardRoute& route = route_forward(call, p.dtype, params);
-  route.prepare(call, p.dtype, params);
   route.run(call, p.dtype, params);
   return call.status();
 }
@@ -234,8 +235,6 @@ int32_t attention_bwd(const AlibiAttentionBwdArgs& args, void* stream) {
   params.dlse = args.dlse;
   params.key_norms = prepare_key_norms(call, p.dtype, problem, params.k);
   params.problem.prune = params.key_norms != nullptr;
-  params.delta = row_scratch(call, problem);
-  params.slack = problem.prune ? row_scratch(call, problem) : nullptr;
   params.dq = query_output(args.dq, p);
   params.dk = key_output(args.dk, p);
   params.dv = key_output(args.dv, p);

@@ -31,7 +31,6 @@ void run_key_norms(Call& call, int32_t dtype, const ProblemView& problem, const 
 void run_query_norms(Call& call, int32_t dtype, const ProblemView& problem, const TensorView& q,
                      int rows, float* norms);
 // delta and slack of every query row, for the backward kernels.
-void run_row_deltas(Call& call, int32_t dtype, const BackwardParams& params);
 // A copy of [B, heads, len, D] whose rows are padded to 16 bytes; `target` says where.
 void run_pack(Call& call, int32_t dtype, const TensorView& source, const TensorView& target,
               int batch, int heads, int len, int head_dim);

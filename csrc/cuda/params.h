@@ -57,8 +57,8 @@ struct BackwardParams {
   const float* lse;        // [B, Hq, Sq]
   const float* dlse;       // [B, Hq, Sq], may be null
   const float* key_norms;  // [B, Hkv], null unless problem.prune
-  float* delta;            // [B, Hq, Sq] scratch: <dout_i, out_i> - dlse_i
-  float* slack;            // [B, Hq, Sq] scratch: see row_deltas; null unless problem.prune
+  float* delta;            // [B, Hq, Sq] <dout_i, out_i> - dlse_i; of the portable kernels
+  float* slack;            // [B, Hq, Sq] see row_deltas; null unless problem.prune; likewise
   TensorView dq;           // [B, Hq, Sq, D]
   TensorView dk;           // [B, Hkv, Sk, D]
   TensorView dv;           // [B, Hkv, Sk, D]

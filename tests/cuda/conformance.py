@@ -83,6 +83,7 @@ INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "store_release": ("flags",),
         "fence_async_proxy_global": ("additions", "flags"),
         "take_ticket": ("flags",),
+        "add_float": ("single_additions",),
         "release_registers": ("registers",),
         "acquire_registers": ("registers",),
         "products_fence": ("rows_float16",),
@@ -101,6 +102,7 @@ NO_PROBE = {
     "wrong_gpu": "ends a kernel that was launched by mistake",
     "prefetch_map": "a hint: no result depends on it",
     "pin_registers": "for the compiler: no instruction",
+    "compute_anew": "for the compiler: no instruction",
     "barrier_try_wait": "the model waits in barrier_wait; barrier_phases asks it on a GPU",
 }
 
@@ -306,6 +308,7 @@ _SM90: dict[str, Callable[[Probe, str], Any]] = {
     "wide": _wide,
     "runs": _runs,
     "additions": _additions,
+    "single": _additions,
     "subnormals": _subnormals,
     "flags": _flags,
     "box": _box,

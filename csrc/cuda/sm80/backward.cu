@@ -29,17 +29,12 @@ void run_key_grad(Call& call, const BackwardParams& params) {
 
 }  // namespace
 
-void run_row_deltas(Call& call, int32_t dtype, const BackwardParams& params) {
+void run_backward(Call& call, int32_t dtype, const BackwardParams& given) {
+  BackwardParams params = given;
   const ProblemView& problem = params.problem;
-  const int64_t heads = int64_t{problem.batch} * problem.heads_q;
-  dispatch_dtype(dtype, [&](auto type) {
-    call.launch(row_deltas<decltype(type)>, heads * ceil_div(problem.len_q, kPrepassRows),
-                kPrepassThreads, 0, params);
-  });
-}
-
-void run_backward(Call& call, int32_t dtype, const BackwardParams& params) {
-  const ProblemView& problem = params.problem;
+  const int64_t rows = int64_t{problem.batch} * problem.heads_q * problem.len_q;
+  params.delta = call.scratch<float>(rows);
+  params.slack = problem.prune ? call.scratch<float>(rows) : nullptr;
   const bool found =
       dispatch(call.gpu(), dtype, problem.head_dim, [&](auto type, auto dim, auto gpu) {
         using T = decltype(type);
@@ -49,7 +44,8 @@ void run_backward(Call& call, int32_t dtype, const BackwardParams& params) {
         constexpr int kShared = kQueryGradShared<T, D, kTile.gpu>;
         static_assert(kShared <= shared_limit(kGpu), "a block has less");
         const int64_t heads = int64_t{problem.batch} * problem.heads_q;
-        run_row_deltas(call, dtype, params);
+        call.launch(row_deltas<T>, heads * ceil_div(problem.len_q, kPrepassRows), kPrepassThreads,
+                    0, params);
         call.launch(attention_query_grad<T, D, kTile.gpu>,
                     heads * ceil_div(problem.len_q, kTile.rows()), kTile.threads(), kShared,
                     params);

@@ -35,17 +35,21 @@ void launch_backward(Call& call, const BackwardParams& backward) {
   const int64_t query_tiles =
       int64_t{problem.batch} * problem.heads_q * ceil_div(problem.len_q, kTile.columns);
   const int64_t pieces = query_tiles * kTile.groups;
+  const int64_t tasks =
+      int64_t{problem.batch} * problem.heads_kv * ceil_div(problem.len_k, kTile.rows());
+  if (tasks > INT32_MAX - call.multiprocessors())
+    return call.fail(ALIBI_SHAPE, "more tiles of keys than an int can count");
   HopperBackwardParams params = with_maps<T, D>(call, backward);
   params.reaches = call.scratch<Range>(query_tiles);
   params.stats = call.scratch<float>(query_tiles * kStatFloats<kTile.columns>);
   params.pieces = call.scratch<float>(pieces * kPieceFloats);
-  params.turns = call.scratch<int>(query_tiles + 1);
-  params.ticket = params.turns + query_tiles;
+  params.turns = call.scratch<int>(pieces + 1);
+  params.ticket = params.turns + pieces;
   params.together = heads_of_backward(problem, call.multiprocessors(), kTile.rows());
-  call.clear(params.turns, (query_tiles + 1) * static_cast<int64_t>(sizeof(int)));
-  call.launch(describe_queries<kTile.columns>, query_tiles, 32, 0, params, kTile.rows());
-  call.launch(attention_backward_hopper<T, D>,
-              int64_t{problem.batch} * problem.heads_kv * ceil_div(problem.len_k, kTile.rows()),
+  call.clear(params.turns, (pieces + 1) * static_cast<int64_t>(sizeof(int)));
+  call.launch(describe_queries<T, D>, query_tiles, kDescribeWarps * 32, kDescribeShared, params);
+  params.tasks = static_cast<int>(tasks);
+  call.launch(attention_backward_hopper<T, D>, least(params.tasks, call.multiprocessors()),
               kTile.threads(), BackwardMemory<D>::kBytes, params);
   call.launch(finish_query_grads<T, D>, pieces, kFinishThreads, 0, params);
 }
@@ -53,7 +57,8 @@ void launch_backward(Call& call, const BackwardParams& backward) {
 }  // namespace
 
 bool hopper_takes_backward(const Call& call, int32_t dtype, const BackwardParams& params) {
-  return hopper_takes(call, dtype, params.problem, {params.q, params.dout}, {params.k, params.v});
+  return params.dk.aligned && params.dv.aligned &&
+         hopper_takes(call, dtype, params.problem, {params.q, params.dout}, {params.k, params.v});
 }
 
 int64_t hopper_slope_parts(const Call&, int32_t, const ProblemView& problem) {
@@ -63,7 +68,6 @@ int64_t hopper_slope_parts(const Call&, int32_t, const ProblemView& problem) {
 }
 
 void run_backward_hopper(Call& call, int32_t dtype, const BackwardParams& params) {
-  run_row_deltas(call, dtype, params);
   // A warp stores a part only where its keys matter to a head.
   if (params.slope_parts != nullptr) {
     const int64_t heads = int64_t{params.problem.batch} * params.problem.heads_q;

@@ -167,6 +167,9 @@ __device__ __forceinline__ void fence_async_proxy_global() {
 // The next number, from 0 on; orders nothing.
 __device__ __forceinline__ int take_ticket(int* counter) { return atomicAdd(counter, 1); }
 
+// Adds to a float in device memory. Of one thread, additions to one place happen in their order.
+__device__ __forceinline__ void add_float(float* target, float x) { atomicAdd(target, x); }
+
 // ---- registers: a warpgroup gives some back, another takes them, in multiples of 8 per thread
 
 template <int kRegisters>
@@ -202,6 +205,13 @@ __device__ __forceinline__ void pin_registers(float (&d)[kN][4]) {
   for (int t = 0; t < kN; ++t) {
     asm volatile("" : "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])::"memory");
   }
+}
+
+// For the compiler, which otherwise keeps what it derives from an address over a loop that has no
+// registers left for it.
+__device__ __forceinline__ uint32_t compute_anew(uint32_t address) {
+  asm volatile("" : "+r"(address));
+  return address;
 }
 
 // An operand in shared memory, stored with the 128-byte swizzle. What the two strides mean depends

@@ -48,10 +48,23 @@ void launch_forward(Call& call, const ForwardParams& forward) {
               kTile.threads(), ForwardMemory<D>::kBytes, params);
 }
 
+// Fewer tasks than multiprocessors: splitting the keys, which the portable kernels do, uses all of
+// them, and a second kernel to add up. It pays only for few tasks of many tiles.
+bool better_split(const Call& call, const ForwardParams& params) {
+  const ProblemView& problem = params.problem;
+  const bool narrow = problem.head_dim == 64;
+  const int rows = narrow ? kHopperForwardTile<64>.rows() : kHopperForwardTile<128>.rows();
+  const int columns = narrow ? kHopperForwardTile<64>.columns : kHopperForwardTile<128>.columns;
+  const int64_t tasks = int64_t{problem.batch} * problem.heads_q * ceil_div(problem.len_q, rows);
+  constexpr int kFewTiles = 8;
+  return params.splits > 1 && 4 * tasks < call.multiprocessors() &&
+         ceil_div(problem.len_k, columns) > kFewTiles;
+}
+
 }  // namespace
 
 bool hopper_takes_forward(const Call& call, int32_t dtype, const ForwardParams& params) {
-  return params.splits == 1 && params.out.aligned &&
+  return !better_split(call, params) && params.out.aligned &&
          hopper_takes(call, dtype, params.problem, {params.q}, {params.k, params.v});
 }
 

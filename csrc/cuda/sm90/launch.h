@@ -35,12 +35,14 @@ inline int heads_together(const ProblemView& problem, int heads) {
       std::min<int64_t>(std::max<int64_t>(fit, group), int64_t{problem.batch} * heads));
 }
 
-// For the backward kernel, whose blocks wait for those of the same head: few heads at a time, so that
-// they follow each other closely, but enough to have a block for every multiprocessor.
+// For the backward kernel, whose tasks wait for those of the same head with smaller tickets: enough
+// heads that the tasks of one begin one after the other, two tasks for every multiprocessor at least,
+// and few enough that what they share stays in the second-level cache.
+constexpr int kBackwardHeads = 16;
+
 inline int heads_of_backward(const ProblemView& problem, int multiprocessors, int key_rows) {
-  const int tiles = ceil_div(problem.len_k, key_rows);
-  return static_cast<int>(std::min<int64_t>(most(multiprocessors / tiles, 1),
-                                            int64_t{problem.batch} * problem.heads_kv));
+  const int wanted = most(kBackwardHeads, 2 * multiprocessors / ceil_div(problem.len_k, key_rows));
+  return static_cast<int>(std::min<int64_t>(wanted, int64_t{problem.batch} * problem.heads_kv));
 }
 
 }  // namespace cuda

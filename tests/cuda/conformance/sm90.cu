@@ -282,6 +282,15 @@ __global__ void additions(const uint32_t* in, uint32_t* out) {
   runs_wait<0>();
 }
 
+// One by one, by the thread that has stored the first term.
+__global__ void single_additions(const uint32_t* in, uint32_t* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  float* sum = reinterpret_cast<float*>(out) + thread;
+  *sum = static_cast<float>(static_cast<int>(in[thread]));
+  for (int i = 1; i < 16; ++i)
+    add_float(sum, static_cast<float>(static_cast<int>(in[i * kThreads + thread])));
+}
+
 // A sum below or at the lower end of the normal range.
 __global__ void subnormals(const uint32_t* in, uint32_t* out) {
   constexpr uint32_t kSignAndLow = 0x80ffffff;
@@ -392,6 +401,7 @@ constexpr Probe kProbes[] = {
     {"box", box, kWords, kExact, kThreads, kShared, 7, 4, encode_map},
     {"runs", runs, kWords, kExact, kThreads, kShared, 1, 1},
     {"additions", additions, kWords, kExact, kThreads, kRun, 3, 1},
+    {"single_additions", single_additions, kWords, kExact, kThreads, 0, 16, 1},
     {"subnormals", subnormals, kWords, kExact, kThreads, kRun, 2, 1},
     {"flags", flags, kWords, kExact, kThreads, kShared, kAdders, 3 * kSums, nullptr, kAdders},
     {"rows_float16", product_rows<half_t>, kHalfIntegers, kExact, kThreads, kShared, 32, 32},

@@ -63,6 +63,7 @@ inline int load_acquire(const int* flag) { return simt::load_acquire(flag); }
 inline void store_release(int* flag, int value) { simt::store_release(flag, value); }
 inline void fence_async_proxy_global() { simt::fence_async_global(); }
 inline int take_ticket(int* counter) { return (*counter)++; }
+inline void add_float(float* target, float x) { *target += x; }
 
 template <int kRegisters>
 void release_registers() {
@@ -81,6 +82,8 @@ void products_wait() {
 }
 template <int kN>
 void pin_registers(float (&)[kN][4]) {}
+
+inline uint32_t compute_anew(uint32_t address) { return address; }
 
 inline uint64_t matrix_descriptor(uint32_t address, int leading, int stride) {
   return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 |

@@ -54,7 +54,7 @@ extern Config config;
 extern Stats stats;
 
 constexpr int kMaxWarps = 32;
-constexpr int kMaxAgents = 64;  // warps, then one writer per mbarrier: the copy engine
+constexpr int kMaxAgents = 80;  // warps, then one writer per mbarrier: the copy engine
 constexpr size_t kSharedMax = 227 * 1024;
 
 // Logical time of every agent, as far as the owner has synchronised with it.
