@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import peers, timing
+from benchmarks.gpu import peers, read_pth_files, timing
 from benchmarks.gpu.device_truth import DeviceTruth
 from benchmarks.gpu.rows import Rows, read
 
@@ -164,3 +165,15 @@ def test_jax_is_asked_the_right_question(mode: str) -> None:
     prepare = partial(peers._jax, implementation="xla")
     outputs = prepare(case, case.inputs(), "cpu").outputs()
     assert timing.verdict(case, Truth(case, case.inputs()), outputs)[0] == "ok"
+
+
+def test_a_wheel_may_name_more_folders_in_a_pth_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packages = tmp_path / "inside"
+    packages.mkdir()
+    (tmp_path / "wheel.pth").write_text("inside\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    read_pth_files(tmp_path)
+    assert str(packages) in sys.path
+    read_pth_files(tmp_path / "absent")
