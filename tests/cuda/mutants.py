@@ -19,7 +19,12 @@ from pathlib import Path
 
 from tests import results
 from tests.cases import Case
-from tests.cuda import mutants_hopper, mutants_hopper_backward, mutants_portable
+from tests.cuda import (
+    mutants_hopper,
+    mutants_hopper_backward,
+    mutants_hopper_sums,
+    mutants_portable,
+)
 from tests.cuda.checks import check
 from tests.cuda.model import PRUNED, ROOT, Model, build_variant
 from tests.cuda.mutant import UNITS, Mutant
@@ -61,7 +66,10 @@ DECODE_CASES = (
 )
 SEEDS = (0, 4, 5)
 
-MUTANTS = mutants_portable.MUTANTS + mutants_hopper.MUTANTS + mutants_hopper_backward.MUTANTS
+MUTANTS = (
+    *(mutants_portable.MUTANTS + mutants_hopper.MUTANTS),
+    *(mutants_hopper_backward.MUTANTS + mutants_hopper_sums.MUTANTS),
+)
 
 
 def outcome(mutant: Mutant) -> str:
@@ -120,13 +128,19 @@ def run_hopper(model: Model, backward: bool) -> None:
 
     model.capability = 90
     cases = mutants_hopper_backward.CASES if backward else mutants_hopper.CASES
+    parts = ("forward", "backward")[: 1 + backward]
+    sizes = (1, 3) if backward else (1,)  # with tasks of a head on several blocks, too
     for seed in mutants_hopper.SEEDS:
         for case, dtype in cases:
-            check(model, case, dtype, seed=seed, parts=("forward", "backward")[: 1 + backward])
+            for size in sizes:
+                check(model, case, dtype, seed=seed, multiprocessors=size, parts=parts)
     test_hopper.test_unseen_values_may_hold_anything_at_both_ends(model, 64)
     test_hopper.test_the_far_key_that_outscores_the_near_ones_is_found(model)
     if backward:
         test_hopper.test_gradients_of_queries_may_lie_anywhere(model, 64)
+        test_hopper.test_gradients_of_keys_that_lie_anywhere_come_from_the_portable_kernels(
+            model, "dk"
+        )
 
 
 def main(arguments: list[str]) -> int:

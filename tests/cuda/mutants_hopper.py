@@ -299,8 +299,12 @@ SCORES = (
         "anchor",
         file="sm80/softmax.cuh",
     ),
+    _forward("rows past the end are stored", "if (row < end) *", "*", file="sm90/output.cuh"),
     _forward(
-        "rows past the end are stored", "row < problem.len_q;", "true;", file="sm90/output.cuh"
+        "sums of rows past the end are stored",
+        "row < problem.len_q && lane_id()",
+        "lane_id()",
+        file="sm90/output.cuh",
     ),
 )
 

@@ -172,7 +172,7 @@ def test_gradients_of_keys_that_lie_anywhere_come_from_the_portable_kernels(
 def test_blocks_share_the_tasks(
     hopper: Model, case: Case, prune: bool, multiprocessors: int
 ) -> None:
-    """With pruning by tickets, of which the model's first block draws all; else in fixed rounds."""
+    """With pruning by tickets, else in fixed rounds."""
     case = replace(case, B=3, spans=case.spans[:1] * 3 if case.spans else None)
     parts = ("forward",)
     check(

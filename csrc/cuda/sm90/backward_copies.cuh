@@ -28,11 +28,10 @@ struct BackwardProducer {
 
   const HopperBackwardParams& params;
   BackwardMemory<D> memory;
-  int tasks = 0, pairs = 0;  // so far
+  int tasks = 0, pairs = 0, clearings = 0;  // so far
 
-  // K (0) or V (1) of a task, with rows that nobody may see cleared. The barrier for what must be
-  // cleared completes for each of them in each task.
-  __device__ __forceinline__ void copy_own(const KeyTask& task, int which, bool seen) const {
+  // K (0) or V (1) of a task, with rows that nobody may see cleared.
+  __device__ __forceinline__ void copy_own(const KeyTask& task, int which, bool seen) {
     const int first_key = task.keys.begin;
     const Range held = {task.span.kv_start, task.span.kv_end};
     const bool clear = seen && needs_clearing<kRows>(first_key, held);
@@ -47,12 +46,11 @@ struct BackwardProducer {
         copy_tile<kRows, D>(tile, which == 0 ? params.k_map : params.v_map, landed, first_key,
                             task.place.head, task.place.batch);
       }
-      if (!clear) barrier_arrive(memory.own_raw());
       if (!seen) barrier_arrive(full);
     }
     __syncwarp();
     if (!clear) return;
-    barrier_wait(memory.own_raw(), which);
+    barrier_wait(memory.own_raw(), parity_of<1>(clearings++));
     clear_rows<kRows, D>(tile, first_key, held);
     if (lane_id() == 0) barrier_arrive(full);
   }
