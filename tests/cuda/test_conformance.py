@@ -274,3 +274,8 @@ def test_the_probes_of_hopper_compile(tmp_path: Path) -> None:
     if not conformance.SM90_HEADER.exists():
         pytest.skip("this version has no csrc/cuda/sm90")
     assert conformance.build_cuda("sm90", "90a", tmp_path).exists()
+
+
+@needs_nvcc
+def test_the_hand_overs_for_the_sanitizers_compile(tmp_path: Path) -> None:
+    assert conformance.build_cuda("handover", "90a", tmp_path).exists()
