@@ -130,11 +130,6 @@ const float* prepare_key_norms(Call& call, int32_t dtype, const ProblemView& pro
   return norms;
 }
 
-// Scratch for one float per query row and head.
-float* row_scratch(Call& call, const ProblemView& problem) {
-  return call.scratch<float>(int64_t{problem.batch} * problem.heads_q * problem.len_q);
-}
-
 // What a forward kernel needs to leave keys out, where problem.prune permits it.
 void prune_by_scores(Call&, int32_t, ForwardParams&) {}  // nothing: it sees them as it goes
 void prune_by_norms(Call& call, int32_t dtype, ForwardParams& params) {
@@ -274,7 +269,7 @@ int32_t weights_bwd(const AlibiWeightsBwdArgs& args, void* stream) {
   params.k = key_input(call, args.k, p);
   params.p = query_output(args.p, p);
   params.dp = query_output(args.dp, p);
-  params.delta = row_scratch(call, problem);
+  params.delta = call.scratch<float>(int64_t{problem.batch} * problem.heads_q * problem.len_q);
   params.dq = query_output(args.dq, p);
   params.dk = key_output(args.dk, p);
   const int64_t parts = int64_t{problem.batch} * slope_parts(call, p.dtype, problem);

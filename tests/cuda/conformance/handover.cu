@@ -1,6 +1,6 @@
 // Two hand-overs that are right beyond doubt, to see what compute-sanitizer says of them:
 //
-//   nvcc -gencode=arch=compute_90a,code=sm_90a -o handover handover.cu
+//   nvcc -std=c++17 -I csrc -gencode=arch=compute_90a,code=sm_90a -o handover handover.cu
 //   ./handover                                      prints values, exit status 0 when right
 //   compute-sanitizer --tool racecheck ./handover [shared|bulk|...]
 //   compute-sanitizer --tool initcheck ./handover [device|...]
@@ -21,10 +21,12 @@
 //              they do not count).
 //   unset      control: reads memory nobody has written. initcheck must complain.
 //
-// The PTX is that of csrc/cuda/sm90/device.cuh, word for word.
+// The instructions are those that the kernels use.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+
+#include "cuda/sm90/device.cuh"
 
 #define CHECK(call)                                          \
   do {                                                       \
@@ -35,68 +37,11 @@
     }                                                        \
   } while (0)
 
+using namespace alibi::cuda;
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, int parity) {
-  uint32_t ended;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(ended)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return ended != 0;
-}
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
-  while (!barrier_try_wait(barrier, parity)) {
-  }
-}
-__device__ __forceinline__ void fence_async_proxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-__device__ __forceinline__ void copy_run(uint32_t target, const void* source, uint32_t barrier,
-                                         int bytes) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, "
-      "[%2];" ::"r"(target),
-      "l"(source), "r"(barrier), "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void store_run(void* target, uint32_t source, int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
-               "r"(source), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void add_run(float* target, uint32_t source, int bytes) {
-  asm volatile(
-      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target),
-      "r"(source), "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void runs_commit() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-__device__ __forceinline__ void runs_wait() {
-  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
-
 constexpr int kRounds = 8;
 constexpr int kFloats = 256;  // of a run: 1 KB
 
@@ -206,11 +151,11 @@ __global__ void device_kernel(float* target) {
   if (threadIdx.x == 0) {
     store_run(target, shared_address(first), kFloats * 4);
     runs_commit();
-    runs_wait();
+    runs_wait<0>();
     for (int i = 0; i < 2; ++i) {
       add_run(target, shared_address(more), kFloats * 4);
       runs_commit();
-      runs_wait();
+      runs_wait<0>();
     }
   }
 }
