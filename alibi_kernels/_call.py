@@ -174,9 +174,14 @@ class Call:
         weights: bool = False,  # there is no v
     ) -> None:
         self.op = op
-        for name, array in (("q", q), ("k", k), ("v", v)):
-            if not (isinstance(array, np.ndarray) or (weights and name == "v")):
-                contract.require_type(name, array, np.ndarray, op=op)
+        # What goes to the entry point, and what is known of it: name, the array as it was given,
+        # its kind, whether it is written to.
+        self._arrays: list[Array | None] = []
+        self._operands: list[tuple[str, Array, str, bool]] = []
+        self.take("q", q, "q")
+        self.take("k", k, "k")
+        if not weights:
+            self.take("v", v, "k")
         if not isinstance(slopes, np.ndarray):
             slopes = np.array(contract.fixed_slopes(slopes, op=op), np.float32)
         if spans is not None:
@@ -195,54 +200,39 @@ class Call:
         except TypeError:  # a broken rule, or an argument without a hash, which breaks another rule
             self._plan = _make_plan(*arguments)
         if spans is not None:
-            spans = np.ascontiguousarray(spans)
+            spans = _contiguous(spans)
             contract.validate_spans_values(
                 spans.tolist(), self._plan.len_k, self._plan.causal, op=op
             )
         self._slopes = slopes
-        self._names = ["q", "k"] if v is None else ["q", "k", "v"]
-        # The arguments of the entry point, in its order.
-        self._arrays: list[Array | None] = [q, k] if v is None else [q, k, v]
-        self._arrays += [np.ascontiguousarray(slopes), spans]
-        self._names += ["slopes", "spans"]
+        self._arrays += (_contiguous(slopes), spans)
 
     def take(self, name: str, array: Array | None, kind: str, optional: bool = False) -> None:
         """Adds an input."""
-        self._names.append(name)
-        if array is None and optional:
+        if optional and array is None:
             self._arrays.append(None)
             return
         if not isinstance(array, np.ndarray):
             contract.require_type(name, array, np.ndarray, op=self.op)
         assert array is not None
-        shape, dtype = self._plan.kinds[kind]
-        if array.shape != shape:
-            raise contract.error("array.shape", self.op, name=name, want=shape, shape=array.shape)
-        if array.dtype != dtype:
-            raise contract.error("array.dtype", self.op, name=name, want=dtype, got=array.dtype)
-        self._arrays.append(array if array.ndim == 4 else np.ascontiguousarray(array))
-
-    def make(self, name: str, given: Array | None, kind: str) -> Array:
-        """Adds a result and returns it: the array given, or a new one."""
-        if given is None:
-            result = np.empty(*self._plan.kinds[kind])
-            self._names.append(name)
-            self._arrays.append(result)
-            return result
-        self.take(name, given, kind)
-        if not given.flags.writeable:
-            raise contract.error("array.readonly", self.op, name=name)
-        if given.ndim < 4 and not given.flags.c_contiguous:
-            raise contract.error("array.contiguous", self.op, name=name, strides=given.strides)
-        return given
+        self._operands.append((name, array, kind, False))
+        self._arrays.append(array if array.ndim == 4 else _contiguous(array))
 
     def make_all(
         self, argument: str, kinds: dict[str, str], given: tuple[Array | None, ...] | None
     ) -> Any:
         """Adds the results and returns them: the arrays given as `argument`, or new ones."""
+        results = []
         arrays = _one_each(self.op, argument, kinds, given)
-        pairs = zip(kinds.items(), arrays, strict=True)
-        return tuple(self.make(name, array, kind) for (name, kind), array in pairs)
+        for (name, kind), array in zip(kinds.items(), arrays, strict=True):
+            if array is None:
+                array = np.empty(*self._plan.kinds[kind])
+            elif not isinstance(array, np.ndarray):
+                contract.require_type(name, array, np.ndarray, op=self.op)
+            self._operands.append((name, array, kind, True))
+            results.append(array)
+        self._arrays += results
+        return tuple(results)
 
     def run(self, entry: Callable[..., tuple[int, ...]], stats: Stats | None) -> None:
         """Calls the entry point; raises for any status but "ok"."""
@@ -255,16 +245,40 @@ class Call:
     def _complaint(self, status: int) -> Exception:
         """What the entry point refused, in the words of the rules; nothing was computed."""
         contract.validate_slopes_values(self._slopes.tolist(), op=self.op)
-        for name, array in zip(self._names, self._arrays, strict=True):
-            if array is not None and array.ndim == 4 and not _is_readable(array):
-                return contract.error(
-                    "array.strides",
-                    self.op,
-                    name=name,
-                    strides=array.strides,
-                    itemsize=array.itemsize,
-                )
+        for name, array, kind, written in self._operands:
+            complaint = _refused(self.op, name, array, *self._plan.kinds[kind], written)
+            if complaint is not None:
+                return complaint
         return contract.error(_native.status_name(status), self.op)
+
+
+def _contiguous(array: Array) -> Array:
+    """`array`, or a copy: vectors are read element after element."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy()
+
+
+def _refused(
+    op: str,
+    name: str,
+    array: Array,
+    shape: tuple[Any, ...],
+    dtype: np.dtype[Any],
+    written: bool,
+) -> Exception | None:
+    """The rule that one array breaks, of those that native.cc has a `require` for."""
+    if array.shape != shape:
+        return contract.error("array.shape", op, name=name, want=shape, shape=array.shape)
+    if array.dtype != dtype:
+        return contract.error("array.dtype", op, name=name, want=dtype, got=array.dtype)
+    if written and not array.flags.writeable:
+        return contract.error("array.readonly", op, name=name)
+    if written and array.ndim < 4 and not array.flags.c_contiguous:
+        return contract.error("array.contiguous", op, name=name, strides=array.strides)
+    if (written or array.ndim == 4) and not _is_readable(array):
+        fields = {"strides": array.strides, "itemsize": array.itemsize}
+        return contract.error("array.strides", op, name=name, **fields)
+    return None
 
 
 def _is_readable(array: Array) -> bool:
@@ -272,7 +286,7 @@ def _is_readable(array: Array) -> bool:
     item = array.itemsize
     # NumPy leaves the strides of empty arrays and of axes of length 1 undefined.
     steps = [step for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
-    last = array.strides[3] if array.shape[3] > 1 else item
+    last = array.strides[-1] if array.shape[-1] > 1 else item
     strided = last == item and not any(step % item for step in steps) and array.flags.aligned
     return array.size == 0 or strided
 

@@ -154,7 +154,7 @@ def attention_weights(
     """
     options = (scale, causal, bias, input_layout, prune, threads, isa)
     call = Call("attention_weights", q, k, None, slopes, spans, *options, weights=True)
-    result = call.make("out", out, "p")
+    (result,) = call.make_all("out", {"out": "p"}, (out,))
     call.run(_native.weights_fwd, stats)
     return result
 

@@ -11,9 +11,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -29,7 +31,22 @@ namespace {
 namespace py = pybind11;
 using Array = const py::array&;
 using Optional = std::optional<py::array>;
-using Shape = std::vector<py::ssize_t>;
+
+// The sizes of up to four axes, without the allocation of a std::vector.
+class Shape {
+ public:
+  Shape(std::initializer_list<py::ssize_t> sizes) : axes_(static_cast<int>(sizes.size())) {
+    std::copy(sizes.begin(), sizes.end(), sizes_.begin());
+  }
+  py::ssize_t operator[](int axis) const { return sizes_[static_cast<size_t>(axis)]; }
+  bool is_of(Array array) const {
+    return array.ndim() == axes_ && std::equal(array.shape(), array.shape() + axes_, &sizes_[0]);
+  }
+
+ private:
+  std::array<py::ssize_t, 4> sizes_;
+  int axes_;
+};
 
 // Everything about a call that is not an array. Calls share one, from several threads.
 struct Call {
@@ -62,13 +79,11 @@ bool is_bfloat16(const py::dtype& dtype) {
   return dtype.num() == number.get_stored();
 }
 
-constexpr int kNumPyHalf = 23;
-
-AlibiDtype dtype_of(Array array) {
+int32_t dtype_of(Array array) {
   const py::dtype dtype = array.dtype();
   require(dtype.byteorder() != '>', ALIBI_DTYPE);  // '=', or '|' where there is no order
   if (dtype.num() == py::dtype::num_of<float>()) return ALIBI_FLOAT32;
-  if (dtype.num() == kNumPyHalf) return ALIBI_FLOAT16;
+  if (dtype.num() == 23) return ALIBI_FLOAT16;  // NPY_HALF
   require(dtype.itemsize() == 2 && is_bfloat16(dtype), ALIBI_DTYPE);
   return ALIBI_BFLOAT16;
 }
@@ -81,7 +96,7 @@ const Axes& axes_of(const Call& call) { return call.bsnd ? kBsnd : kBnsd; }
 
 // `shape` is [B, H, S, X] whatever the order of the axes. Any strides but the last are free:
 // negative and zero ones too.
-AlibiTensor tensor(Array array, const Shape& shape, const Axes& axes, AlibiDtype dtype,
+AlibiTensor tensor(Array array, const Shape& shape, const Axes& axes, int32_t dtype,
                    bool writeable) {
   require(array.ndim() == 4, ALIBI_SHAPE);
   require(dtype_of(array) == dtype, ALIBI_DTYPE);
@@ -106,7 +121,8 @@ template <typename T>
 T* vector(const Optional& array, const Shape& shape, bool writeable = false) {
   if (!array) return nullptr;
   require(py::isinstance<py::array_t<T, py::array::c_style>>(*array), ALIBI_DTYPE);
-  require(Shape(array->shape(), array->shape() + array->ndim()) == shape, ALIBI_SHAPE);
+  require(shape.is_of(*array), ALIBI_SHAPE);
+  require(reinterpret_cast<std::uintptr_t>(array->data()) % sizeof(T) == 0, ALIBI_SHAPE);
   require(!writeable || array->writeable(), ALIBI_SHAPE);
   return static_cast<T*>(const_cast<void*>(array->data()));
 }
@@ -176,14 +192,13 @@ Result attention_fwd(const Call& call, Array q, Array k, Array v, Array slopes, 
     AlibiAttentionFwdArgs args{};
     const Shapes shapes = describe(call, q, k, &args.problem);
     const Axes& axes = axes_of(call);
-    const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, axes, dtype, false);
-    args.k = tensor(k, shapes.k, axes, dtype, false);
-    args.v = tensor(v, shapes.k, axes, dtype, false);
+    args.q = tensor(q, shapes.q, axes, args.problem.dtype, false);
+    args.k = tensor(k, shapes.k, axes, args.problem.dtype, false);
+    args.v = tensor(v, shapes.k, axes, args.problem.dtype, false);
     args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
     args.key_norms = vector<float>(key_norms, shapes.key_norms);
-    args.out = tensor(out, shapes.q, axes, dtype, true);
+    args.out = tensor(out, shapes.q, axes, args.problem.dtype, true);
     args.lse = vector<float>(lse, shapes.lse, true);
     return run(alibi_attention_fwd, &args, call);
   });
@@ -196,19 +211,18 @@ Result attention_bwd(const Call& call, Array q, Array k, Array v, Array slopes, 
     AlibiAttentionBwdArgs args{};
     const Shapes shapes = describe(call, q, k, &args.problem);
     const Axes& axes = axes_of(call);
-    const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, axes, dtype, false);
-    args.k = tensor(k, shapes.k, axes, dtype, false);
-    args.v = tensor(v, shapes.k, axes, dtype, false);
+    args.q = tensor(q, shapes.q, axes, args.problem.dtype, false);
+    args.k = tensor(k, shapes.k, axes, args.problem.dtype, false);
+    args.v = tensor(v, shapes.k, axes, args.problem.dtype, false);
     args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.out = tensor(out, shapes.q, axes, dtype, false);
+    args.out = tensor(out, shapes.q, axes, args.problem.dtype, false);
     args.lse = vector<float>(lse, shapes.lse);
-    args.dout = tensor(dout, shapes.q, axes, dtype, false);
+    args.dout = tensor(dout, shapes.q, axes, args.problem.dtype, false);
     args.dlse = vector<float>(dlse, shapes.lse);
-    args.dq = tensor(dq, shapes.q, axes, dtype, true);
-    args.dk = tensor(dk, shapes.k, axes, dtype, true);
-    args.dv = tensor(dv, shapes.k, axes, dtype, true);
+    args.dq = tensor(dq, shapes.q, axes, args.problem.dtype, true);
+    args.dk = tensor(dk, shapes.k, axes, args.problem.dtype, true);
+    args.dv = tensor(dv, shapes.k, axes, args.problem.dtype, true);
     args.dslopes = vector<float>(dslopes, shapes.slopes, true);
     return run(alibi_attention_bwd, &args, call);
   });
@@ -219,12 +233,11 @@ Result weights_fwd(const Call& call, Array q, Array k, Array slopes, Optional sp
     AlibiWeightsFwdArgs args{};
     const Shapes shapes = describe(call, q, k, &args.problem);
     const Axes& axes = axes_of(call);
-    const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, axes, dtype, false);
-    args.k = tensor(k, shapes.k, axes, dtype, false);
+    args.q = tensor(q, shapes.q, axes, args.problem.dtype, false);
+    args.k = tensor(k, shapes.k, axes, args.problem.dtype, false);
     args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.p = tensor(p, shapes.p, kBnsd, dtype, true);
+    args.p = tensor(p, shapes.p, kBnsd, args.problem.dtype, true);
     return run(alibi_attention_weights_fwd, &args, call);
   });
 }
@@ -235,15 +248,14 @@ Result weights_bwd(const Call& call, Array q, Array k, Array slopes, Optional sp
     AlibiWeightsBwdArgs args{};
     const Shapes shapes = describe(call, q, k, &args.problem);
     const Axes& axes = axes_of(call);
-    const AlibiDtype dtype = dtype_of(q);
-    args.q = tensor(q, shapes.q, axes, dtype, false);
-    args.k = tensor(k, shapes.k, axes, dtype, false);
+    args.q = tensor(q, shapes.q, axes, args.problem.dtype, false);
+    args.k = tensor(k, shapes.k, axes, args.problem.dtype, false);
     args.slopes = slopes_of(slopes, shapes.slopes);
     args.spans = vector<int32_t>(spans, shapes.spans);
-    args.p = tensor(p, shapes.p, kBnsd, dtype, false);
-    args.dp = tensor(dp, shapes.p, kBnsd, dtype, false);
-    args.dq = tensor(dq, shapes.q, axes, dtype, true);
-    args.dk = tensor(dk, shapes.k, axes, dtype, true);
+    args.p = tensor(p, shapes.p, kBnsd, args.problem.dtype, false);
+    args.dp = tensor(dp, shapes.p, kBnsd, args.problem.dtype, false);
+    args.dq = tensor(dq, shapes.q, axes, args.problem.dtype, true);
+    args.dk = tensor(dk, shapes.k, axes, args.problem.dtype, true);
     args.dslopes = vector<float>(dslopes, shapes.slopes, true);
     return run(alibi_attention_weights_bwd, &args, call);
   });

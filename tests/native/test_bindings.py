@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -115,6 +116,23 @@ def test_any_strides(view: Callable[[Any], Any], dtype: str) -> None:
     want = native.attention_forward(q.copy(), k.copy(), v.copy(), x.slopes)
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
+
+
+def unaligned(x: Any) -> Any:
+    """The same numbers, one byte further."""
+    return np.frombuffer(b"\0" + x.tobytes(), np.int8)[1:].view(x.dtype).reshape(x.shape)
+
+
+def test_vectors_may_lie_anywhere() -> None:
+    """They are small, and copied where the kernels could not read them."""
+    x, spans = make_inputs(CASE), np.array([[0, 13, 4], [1, 12, 4]], np.int32)
+    out, lse = forward(CASE, x, spans=spans)
+    want = backward(CASE, x, out, lse, spans=spans)
+    for moved in (unaligned, lambda v: np.repeat(v, 2, axis=-1)[..., ::2]):
+        y = replace(x, slopes=moved(x.slopes))
+        got = backward(CASE, y, out, moved(lse), spans=moved(spans), dlse=moved(x.dlse))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_inputs_are_not_copied() -> None:
@@ -273,6 +291,16 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "attention_forward: lse must be C-contiguous to be written to, but lse.strides = "
         "(288, 72, 8).",
+    ),
+    "lse unaligned": (
+        {"out": (None, np.zeros(289, np.int8)[1:].view(np.float32).reshape(2, 4, 9))},
+        ValueError,
+        "attention_forward: lse has strides of (144, 36, 4) bytes for elements of 4; its last axis",
+    ),
+    "lse not an array": (
+        {"out": (None, [0.0])},
+        TypeError,
+        "attention_forward: lse must be a numpy.ndarray, got",
     ),
     "threads": (
         {"threads": 0},
