@@ -1,4 +1,4 @@
-"""LayerNorm, Dense, and Dense with a GELU after it: MindSpore's cells, made faster."""
+"""LayerNorm, Dense, and Dense with a GELU after it: MindSpore's cells on the fused kernels."""
 
 from __future__ import annotations
 
