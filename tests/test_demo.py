@@ -62,7 +62,7 @@ def _mode_as_before() -> Iterator[None]:
     ms.set_context(mode=mode)
 
 
-@pytest.mark.usefixtures("_mode_as_before")
+@pytest.mark.usefixtures("ms", "_mode_as_before")
 @pytest.mark.parametrize("name", ["reference", "fused"])
 def test_measure(name: str) -> None:
     """Every pass has a time and a peak that is not negative."""

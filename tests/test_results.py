@@ -37,6 +37,7 @@ def test_rows_and_where_they_come_from(directory: Path, monkeypatch: pytest.Monk
     assert _read(results.save("errors", [{"a": 3, "b": ""}])) == [{"a": "3", "b": ""}]
 
 
+@pytest.mark.usefixtures("ms")
 def test_error_table(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
