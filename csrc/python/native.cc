@@ -33,19 +33,17 @@ using Array = const py::array&;
 using Optional = std::optional<py::array>;
 
 // The sizes of up to four axes, without the allocation of a std::vector.
-class Shape {
- public:
-  Shape(std::initializer_list<py::ssize_t> sizes) : axes_(static_cast<int>(sizes.size())) {
-    std::copy(sizes.begin(), sizes.end(), sizes_.begin());
-  }
-  py::ssize_t operator[](int axis) const { return sizes_[static_cast<size_t>(axis)]; }
-  bool is_of(Array array) const {
-    return array.ndim() == axes_ && std::equal(array.shape(), array.shape() + axes_, &sizes_[0]);
-  }
+struct Shape {
+  std::array<py::ssize_t, 4> sizes;
+  int axes;
 
- private:
-  std::array<py::ssize_t, 4> sizes_;
-  int axes_;
+  Shape(std::initializer_list<py::ssize_t> list) : axes(static_cast<int>(list.size())) {
+    std::copy(list.begin(), list.end(), sizes.begin());
+  }
+  py::ssize_t operator[](int axis) const { return sizes[static_cast<size_t>(axis)]; }
+  bool is_of(Array array) const {
+    return array.ndim() == axes && std::equal(array.shape(), array.shape() + axes, sizes.data());
+  }
 };
 
 // Everything about a call that is not an array. Calls share one, from several threads.
@@ -79,11 +77,13 @@ bool is_bfloat16(const py::dtype& dtype) {
   return dtype.num() == number.get_stored();
 }
 
+constexpr int kNumPyHalf = 23;
+
 int32_t dtype_of(Array array) {
   const py::dtype dtype = array.dtype();
   require(dtype.byteorder() != '>', ALIBI_DTYPE);  // '=', or '|' where there is no order
   if (dtype.num() == py::dtype::num_of<float>()) return ALIBI_FLOAT32;
-  if (dtype.num() == 23) return ALIBI_FLOAT16;  // NPY_HALF
+  if (dtype.num() == kNumPyHalf) return ALIBI_FLOAT16;
   require(dtype.itemsize() == 2 && is_bfloat16(dtype), ALIBI_DTYPE);
   return ALIBI_BFLOAT16;
 }

@@ -338,13 +338,13 @@ def test_grads_of_the_wrong_length() -> None:
         forward(CASE, x, out=(out,))
 
 
-def test_gradients_of_another_shape() -> None:
+def test_vectors_and_gradients_of_another_kind() -> None:
     x = make_inputs(CASE)
     out, lse = forward(CASE, x)
-    with pytest.raises(
-        ValueError, match=r"lse must have shape \(2, 4, 9\), but lse.shape = \(2, 4"
-    ):
+    with pytest.raises(ValueError, match=r"lse must have shape \(2, 4, 9\), but lse.shape = "):
         backward(CASE, x, out, lse[..., :5])
+    with pytest.raises(TypeError, match=r"dlse has dtype float64; it must be float32. Cast dlse"):
+        backward(CASE, x, out, lse, dlse=lse.astype(np.float64))
     p = native.attention_weights(x.q, x.k, x.slopes)
     with pytest.raises(ValueError, match=r"dp must have shape \(2, 4, 9, 13\)"):
         native.attention_weights_backward(x.q, x.k, x.slopes, p, p[:1])
